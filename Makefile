@@ -1,0 +1,123 @@
+# dedupfs: build, install, test.  `make help` lists what there is.
+#
+# The module is built out of tree, in build/KVER, so that builds for several
+# kernels live side by side.  That directory holds links to src/*.c, the
+# result of the compile probes (include/compat-config.h), and the objects.
+
+top := $(CURDIR)
+version := $(shell sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' dkms.conf)
+
+# Which kernel: KDIR=headers, or KVER=release; else the running one where its
+# headers are there; else the newest whose headers are.
+ifneq ($(KDIR),)
+  override KDIR := $(abspath $(KDIR))
+  KVER ?= $(shell sed -n 's/^\#define UTS_RELEASE "\(.*\)"/\1/p' \
+	    $(KDIR)/include/generated/utsrelease.h 2>/dev/null)
+endif
+ifeq ($(KVER),)
+  KVER := $(shell uname -r)
+  ifeq ($(wildcard /lib/modules/$(KVER)/build/Makefile),)
+    running := $(KVER)
+    KVER := $(notdir $(patsubst %/build/Makefile,%,$(lastword \
+	      $(shell ls -d /lib/modules/*/build/Makefile 2>/dev/null | sort -V))))
+  endif
+endif
+KDIR ?= /lib/modules/$(KVER)/build
+
+out := $(top)/build/$(KVER)
+jobs = $(if $(findstring jobserver,$(MAKEFLAGS))$(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+kbuild = $(MAKE) $(jobs) --no-print-directory -C $(KDIR) M=$(out) DEDUPFS_TOP=$(top) DEDUPFS_VERSION=$(version)
+
+.DEFAULT_GOAL := modules
+.PHONY: modules prepare install uninstall dkms-install dkms-remove setup \
+	check tests demo bench clean distclean help
+
+modules: prepare
+	+@$(kbuild) modules
+
+# The links, and the probes.
+prepare:
+	$(if $(running),@echo "dedupfs: no headers for the running kernel $(running); building for $(or $(KVER),none)")
+	@test -e "$(KDIR)/Makefile" || { \
+	  echo "dedupfs: no kernel headers in $(KDIR);" \
+	       "install linux-headers-$(KVER), or give KDIR= or KVER=" >&2; exit 1; }
+	@mkdir -p $(out)/include
+	@find $(out) -maxdepth 1 -type l ! -exec test -e {} \; -delete
+	@ln -sf $(top)/src/*.c $(top)/Kbuild $(out)/
+	@scripts/probe $(KDIR) $(out) CC="$(CC)" $(foreach v,LLVM ARCH CROSS_COMPILE,$(if $($(v)),$(v)=$($(v))))
+
+ifeq ($(origin CC),default)
+  CC :=
+endif
+
+install: modules
+	install -D -m 644 $(out)/dedupfs.ko $(DESTDIR)/lib/modules/$(KVER)/updates/dedupfs.ko
+	$(if $(DESTDIR),,depmod $(KVER))
+
+uninstall:
+	rm -f $(DESTDIR)/lib/modules/$(KVER)/updates/dedupfs.ko
+	$(if $(DESTDIR),,depmod $(KVER))
+
+# DKMS rebuilds the module when a kernel is installed.  Only the sources go
+# to /usr/src, not build/.
+dkms_src = /usr/src/dedupfs-$(version)
+dkms-install:
+	@command -v dkms >/dev/null || { echo "dedupfs: install dkms first" >&2; exit 1; }
+	-dkms remove dedupfs/$(version) --all 2>/dev/null
+	rm -rf $(dkms_src)
+	mkdir -p $(dkms_src)
+	cp -a Makefile Kbuild dkms.conf include src $(dkms_src)/
+	mkdir $(dkms_src)/scripts
+	cp -a scripts/probe scripts/probes $(dkms_src)/scripts/
+	dkms add dedupfs/$(version)
+	dkms build dedupfs/$(version) -k $(KVER)
+	dkms install dedupfs/$(version) -k $(KVER)
+
+dkms-remove:
+	dkms remove dedupfs/$(version) --all
+	rm -rf $(dkms_src)
+
+setup:
+	@scripts/setup
+
+check:
+	@scripts/check $(if $(K),-k $(K)) $(if $(FS),-f $(FS)) $(T)
+
+ifneq ($(wildcard scripts/demo),)
+demo:
+	@scripts/demo
+endif
+
+ifneq ($(wildcard scripts/bench),)
+bench:
+	@scripts/bench
+endif
+
+# The test programs, for scripts/check.
+test_programs := $(patsubst tests/%.c,build/tests/%,$(wildcard tests/*.c))
+tests: $(test_programs)
+build/tests/%: tests/%.c $(wildcard tests/*.h)
+	@mkdir -p $(@D)
+	$(or $(CC),cc) -O2 -g -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
+		-Wno-missing-field-initializers -pthread -Ibuild/kselftest -o $@ $<
+
+clean:
+	rm -rf $(filter-out $(addprefix build/,kernels kselftest vm),$(wildcard build/*))
+
+distclean:
+	rm -rf build
+
+help:
+	@echo 'make                  build dedupfs.ko in build/KVER/'
+	@echo '     KVER=release     ... for that kernel (default: the running one)'
+	@echo '     KDIR=directory   ... for these kernel headers'
+	@echo '     W=1  C=1  V=1    ... with more warnings, with sparse, verbose'
+	@echo 'make install          install it for KVER (uninstall)'
+	@echo 'make dkms-install     have DKMS build it for each kernel (dkms-remove)'
+	@echo 'make setup            install what the tests need; Debian 12'
+	@echo 'make check            all tests: kernels 6.1 and 6.12, XFS and btrfs'
+	@echo '     T=name           ... only tests/name'
+	@echo '     K=6.12  FS=xfs   ... only on that kernel, that filesystem'
+	@$(if $(wildcard scripts/demo),echo 'make demo             see it work in a guest')
+	@$(if $(wildcard scripts/bench),echo 'make bench            measure it in a guest')
+	@echo 'make clean            remove the builds (distclean: downloads too)'

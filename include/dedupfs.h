@@ -1,0 +1,451 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * dedupfs: types, lock order, and the interface of each file under its name.
+ *
+ * The picture.  A dedupfs inode ("upper") stands on one inode of an XFS or
+ * btrfs filesystem ("lower").  The lower file is always the truth: its page
+ * cache holds what is new, its disk what is settled.  A pool, one for each
+ * lower superblock and domain, keeps proven clean copies of shared disk
+ * blocks, keyed by physical block.  Data is served from the pool where an
+ * extent of the file is attached to it, and from the lower page cache
+ * everywhere else.
+ *
+ *   upper inode --> map (one per lower inode) --> extents, by file page
+ *                                                   |  the same objects
+ *   pool --> attached extents, by physical block <--+
+ *        \-> entries: physical block -> PFN entry of a pool page
+ *
+ * A regular upper inode has no page cache of its own: its i_mapping is the
+ * lower inode's.  So every mapping of an upper file hangs in the lower
+ * i_mmap tree, where truncation, write-back and rmap of the lower filesystem
+ * find it, and a page of the lower page cache can be mapped, dirtied and
+ * cleaned there as if the lower file were mapped.
+ *
+ * LOCK ORDER (outer first)
+ *
+ *   upper inode i_rwsem
+ *     lower inode i_rwsem, lower filesystem locks     (never from a fault)
+ *   mmap_lock or the VMA lock
+ *     map->zap_sem        read: a fault while it maps pool pages (trylock);
+ *                         write: taken and dropped by a detach before it zaps
+ *       pool page lock    (trylock for all but the first page of a batch)
+ *   map->fill_sem         read: a fill while it is in the lower filesystem;
+ *                         write: sampling a baseline
+ *     lower inode i_rwsem (trylock for the baseline; shared inside FIEMAP
+ *                          and direct reads of the lower filesystem)
+ *   pool page lock
+ *     pool->sem           write: attach, detach, publish; read: evict
+ *       i_mmap_rwsem      (evict zaps while it walks the attached extents)
+ *       map->lock
+ *       xa_lock of pool->entries
+ *       pool_node->lock
+ *
+ * pool->sem is never held while a lower i_rwsem, a page lock, fill_sem or
+ * zap_sem is waited for, and memory is allocated under it with GFP_NOFS
+ * only, so that a fault, a shrinker inside a lower transaction and a lower
+ * writer that faults on an upper mapping can all take it or give up on it.
+ */
+#ifndef DEDUPFS_H
+#define DEDUPFS_H
+
+#include <linux/fs.h>
+#include <linux/fs_context.h>
+#include <linux/fs_parser.h>
+#include <linux/mm.h>
+#include <linux/page-flags.h>
+#include <linux/iversion.h>
+#include <linux/xarray.h>
+#include <linux/rbtree.h>
+#include <linux/rwsem.h>
+#include <linux/seqlock.h>
+#include <linux/percpu.h>
+#include <linux/shrinker.h>
+#include <linux/kobject.h>
+#include <linux/fsnotify_backend.h>
+#include <linux/errseq.h>
+
+#include "compat.h"
+
+#define DEDUPFS_NAME	"dedupfs"
+#define DEDUPFS_MAGIC	0x64645546	/* "ddUF" */
+
+/* Why a byte is served by the lower page cache and not by the pool. */
+enum dedupfs_reason {
+	DEDUPFS_PLAIN,		/* extent not shared (XFS) */
+	DEDUPFS_HOLE,
+	DEDUPFS_UNWRITTEN,
+	DEDUPFS_DIRTY,		/* dirty or under write-back below */
+	DEDUPFS_DELALLOC,
+	DEDUPFS_INLINE,
+	DEDUPFS_ENCODED,	/* compressed or encrypted */
+	DEDUPFS_UNALIGNED,	/* not page aligned on disk or in the file */
+	DEDUPFS_NOCOW,		/* NOCOW, realtime, DAX, swap: overwritten in place */
+	DEDUPFS_UNSTABLE,	/* a writer, direct I/O or a writable mapping below */
+	DEDUPFS_CHANGING,	/* an operation of ours is changing it now */
+	DEDUPFS_FOREIGN,	/* moved below while it was being resolved */
+	DEDUPFS_UNRESOLVED,	/* no FIEMAP observer, no memory, an I/O error */
+	DEDUPFS_TAIL,		/* end of file differs from the shared page's */
+	DEDUPFS_NR_REASONS
+};
+
+/* Per-CPU event counters of a pool; stats.c names them. */
+enum dedupfs_stat {
+	DEDUPFS_HITS,		/* pages read or mapped from the pool */
+	DEDUPFS_FILLS,		/* pages filled from disk */
+	DEDUPFS_FILL_BYTES,
+	DEDUPFS_JOINS,		/* extents attached to pages filled for another */
+	DEDUPFS_JOINS_REFUSED,	/* no valid witness */
+	DEDUPFS_EVICTIONS,	/* pages dropped by the shrinker or the limit */
+	DEDUPFS_COPY_UPS,	/* pool pages replaced by a page of the writer */
+	DEDUPFS_STALE,		/* maps dropped after a foreign change */
+	DEDUPFS_CARRIED,	/* baselines carried over a change of ours */
+	DEDUPFS_NOT_SHARED,	/* bytes, by reason: DEDUPFS_NOT_SHARED + reason */
+	DEDUPFS_NR_STATS = DEDUPFS_NOT_SHARED + DEDUPFS_NR_REASONS
+};
+
+struct dedupfs_stats {
+	u64 count[DEDUPFS_NR_STATS];
+};
+
+/* The pool pages of one memory node, for the shrinker (shrink.c). */
+struct dedupfs_pool_node {
+	spinlock_t lock;	/* protects the lists and nr */
+	struct list_head active;
+	struct list_head inactive;
+	unsigned long nr;	/* pages on both lists */
+	unsigned long nr_active;
+};
+
+/**
+ * struct dedupfs_pool - the pages shared by the files of one lower superblock
+ * @list:	in the list of all pools (dedupfs_pools_lock)
+ * @refs:	mounts that use it (dedupfs_pools_lock)
+ * @lower_sb:	the key, with @domain; pinned by the mounts
+ * @domain:	NULL, or a name: files share inside one domain only
+ * @counter_tells_mapping: (XFS) a lower change counter that did not move
+ *		means a mapping that did not move; false on btrfs
+ * @needs_shared_flag: (XFS) only extents with FIEMAP_EXTENT_SHARED can be
+ *		pooled; on btrfs every regular extent is copy-on-write
+ * @fiemap_sync: (btrfs) FIEMAP is right only with FIEMAP_FLAG_SYNC
+ * @observer:	the FIEMAP observer passed its self-test; else all is plain
+ * @entries:	physical block -> PFN entry (pool.c explains the bits)
+ * @sem:	see the lock order
+ * @attached:	extents by physical block (write: @sem)
+ * @maps:	maps by lower inode (write: @sem)
+ * @nr_pages:	pages in @entries
+ * @limit:	most pages it may hold; 0: no limit but memory
+ */
+struct dedupfs_pool {
+	struct list_head list;
+	int refs;
+	struct super_block *lower_sb;
+	char *domain;
+	bool counter_tells_mapping;
+	bool needs_shared_flag;
+	bool fiemap_sync;
+	bool observer;
+
+	struct xarray entries;
+	struct rw_semaphore sem;
+	struct rb_root_cached attached;
+	struct xarray maps;
+	atomic_long_t nr_pages;
+	atomic_long_t nr_attached;
+	unsigned long limit;
+	atomic_t fills_waiting;
+
+	struct dedupfs_pool_node *nodes;
+	struct shrinker *shrinker;
+	struct dedupfs_stats __percpu *stats;
+	struct delayed_work reaper;
+	struct kobject kobj;
+	struct completion kobj_gone;
+};
+
+/**
+ * struct dedupfs_extent - a range of a lower file, and where its data comes from
+ * @file_node:	in map->extents, by @index (write: map->lock)
+ * @block_node:	in pool->attached, by @block (write: pool->sem); unused
+ *		where @reason says that the lower page cache serves the range
+ * @subtree_last: of the interval tree
+ * @map:	the map that owns it
+ * @index:	first page of the range in the file
+ * @nr:		pages
+ * @block:	physical block (in pages) of @index
+ * @reason:	< 0: attached to the pool; else why it is not
+ *
+ * @index, @nr and @block change under map->lock and map->seq only.
+ */
+struct dedupfs_extent {
+	struct rb_node file_node;
+	struct rb_node block_node;
+	u64 subtree_last;
+	struct dedupfs_map *map;
+	pgoff_t index;
+	pgoff_t nr;
+	u64 block;
+	int reason;
+	struct rcu_head rcu;
+};
+
+#define DEDUPFS_POOLED		(-1)		/* dedupfs_extent.reason */
+#define DEDUPFS_UNARMED		(~0ULL)		/* dedupfs_map.baseline */
+
+/**
+ * struct dedupfs_map - what is known of one lower inode, proven at @baseline
+ * @ref:	the upper inode(s), the pool while there are extents, work
+ * @pool:	pinned by @ref's owners
+ * @lower:	lower inode, held
+ * @baseline:	change counter at which all extents were true, or
+ *		DEDUPFS_UNARMED.  Write: map->lock
+ * @lock:	protects @extents, @baseline, @seq (write side), @foreign
+ * @seq:	lets readers walk @extents under RCU alone
+ * @extents:	non-overlapping, by file page
+ * @nr_extents:	in @extents
+ * @zap_sem:	a fault maps pool pages under it (read, trylock)
+ * @fill_sem:	see the lock order
+ * @mark:	set at our first modification: tells foreign changes from ours
+ * @tracked:	@mark has been in place since @baseline was sampled
+ * @foreign:	@mark saw a foreign change since then
+ * @truncating:	task inside a truncate of ours: its event is not foreign
+ * @users:	upper inodes that point here (pool->sem)
+ */
+struct dedupfs_map {
+	refcount_t ref;
+	struct dedupfs_pool *pool;
+	struct inode *lower;
+	u64 baseline;
+	spinlock_t lock;
+	seqcount_spinlock_t seq;
+	struct rb_root extents;
+	unsigned int nr_extents;
+	struct rw_semaphore zap_sem;
+	struct rw_semaphore fill_sem;
+	struct dedupfs_mark *mark;
+	bool tracked;
+	bool foreign;
+	struct task_struct *truncating;
+	unsigned int users;
+	struct rcu_head rcu;
+};
+
+/**
+ * struct dedupfs_inode - an upper inode
+ * @vfs_inode:	its i_mapping is the lower inode's for regular files
+ * @lower:	lower inode, held for the life of the upper one
+ * @map:	NULL until something of the file was found poolable; then for
+ *		the inode's life
+ * @changing:	operations of ours that are modifying the data now
+ * @change_seq:	moves at the start and end of each of them
+ * @plain_at:	change counter at which nothing was found poolable, or
+ *		DEDUPFS_UNARMED
+ * @fault_index: page that a fault last waited for, with @fault_tries
+ * @lower_writers: lower files that this inode holds open for writing
+ */
+struct dedupfs_inode {
+	struct inode vfs_inode;
+	struct inode *lower;
+
+	struct dedupfs_map *map;
+	atomic_t changing;
+	atomic_t change_seq;
+	u64 plain_at;
+	pgoff_t fault_index;
+	unsigned int fault_tries;
+	unsigned long fault_time;
+	atomic_t lower_writers;
+};
+
+/* Mount options (params.c). */
+struct dedupfs_config {
+	char *lowerdir;		/* as given */
+	char *domain;		/* NULL: the default */
+	unsigned long pool_limit;	/* pages; 0: none given */
+	char *pool_limit_text;	/* as given, for /proc/mounts */
+};
+
+struct dedupfs_sb {
+	struct path lower;		/* root of the lower tree, held */
+	struct dedupfs_pool *pool;
+	const struct cred *cred;	/* of the mounter: fills only */
+	struct dedupfs_config config;
+	const struct vm_operations_struct *lower_vm_ops; /* learnt by fault.c */
+	errseq_t lower_errseq;		/* of the lower s_wb_err, for syncfs */
+	spinlock_t lock;		/* lower_errseq, config.pool_limit_text */
+	bool froze_lower;		/* by our freeze (s_umount) */
+};
+
+static inline struct dedupfs_inode *DEDUPFS_I(const struct inode *inode)
+{
+	return container_of(inode, struct dedupfs_inode, vfs_inode);
+}
+
+static inline struct inode *dedupfs_lower(const struct inode *inode)
+{
+	return DEDUPFS_I(inode)->lower;
+}
+
+static inline struct dedupfs_sb *DEDUPFS_SB(const struct super_block *sb)
+{
+	return sb->s_fs_info;
+}
+
+static inline struct dedupfs_pool *dedupfs_pool(const struct inode *inode)
+{
+	return DEDUPFS_SB(inode->i_sb)->pool;
+}
+
+/* A positive or negative upper dentry holds a reference to its lower one. */
+static inline struct dentry *dedupfs_lower_dentry(const struct dentry *dentry)
+{
+	return READ_ONCE(dentry->d_fsdata);
+}
+
+/* @path is borrowed: valid while @dentry is held. */
+static inline void dedupfs_lower_path(const struct dentry *dentry, struct path *path)
+{
+	path->mnt = DEDUPFS_SB(dentry->d_sb)->lower.mnt;
+	path->dentry = dedupfs_lower_dentry(dentry);
+}
+
+static inline struct mnt_idmap *dedupfs_lower_idmap(const struct super_block *sb)
+{
+	return mnt_idmap(DEDUPFS_SB(sb)->lower.mnt);
+}
+
+static inline u64 dedupfs_counter(const struct inode *lower)
+{
+	return inode_peek_iversion_raw(lower) >> I_VERSION_QUERIED_SHIFT;
+}
+
+/* One load and one compare: may the map's extents be used now? */
+static inline bool dedupfs_map_valid(const struct dedupfs_map *map)
+{
+	return dedupfs_counter(map->lower) == READ_ONCE(map->baseline);
+}
+
+static inline bool dedupfs_is_plain(const struct dedupfs_inode *di)
+{
+	return dedupfs_counter(di->lower) == READ_ONCE(di->plain_at);
+}
+
+static inline void dedupfs_count(struct dedupfs_pool *pool, int stat, u64 n)
+{
+	this_cpu_add(pool->stats->count[stat], n);
+}
+
+/* main.c */
+extern struct kmem_cache *dedupfs_inode_cachep;
+
+/* params.c */
+extern const struct fs_parameter_spec dedupfs_parameters[];
+int dedupfs_init_fs_context(struct fs_context *fc);
+int dedupfs_show_options(struct seq_file *m, struct dentry *root);
+void dedupfs_free_config(struct dedupfs_config *config);
+__printf(3, 4)
+int dedupfs_complain(struct fs_context *fc, int err, const char *fmt, ...);
+
+/* super.c */
+int dedupfs_fill_super(struct super_block *sb, struct fs_context *fc);
+void dedupfs_kill_sb(struct super_block *sb);
+int dedupfs_reconfigure(struct fs_context *fc);
+
+/* namei.c */
+extern const struct inode_operations dedupfs_dir_iops;
+extern const struct dentry_operations dedupfs_dops;
+void dedupfs_set_lower(struct dentry *dentry, struct dentry *lower);
+
+/* inode.c */
+extern const struct inode_operations dedupfs_file_iops;
+extern const struct inode_operations dedupfs_symlink_iops;
+extern const struct inode_operations dedupfs_special_iops;
+struct inode *dedupfs_iget(struct super_block *sb, struct inode *lower);
+u64 dedupfs_ino(struct inode *lower);
+void dedupfs_copy_attr(struct inode *inode);
+int dedupfs_permission(struct mnt_idmap *idmap, struct inode *inode, int mask);
+int dedupfs_getattr(struct mnt_idmap *idmap, const struct path *path,
+		    struct kstat *stat, u32 request_mask, unsigned int flags);
+int dedupfs_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr *attr);
+int dedupfs_fileattr_get(struct dentry *dentry, struct fileattr *fa);
+int dedupfs_fileattr_set(struct mnt_idmap *idmap, struct dentry *dentry, struct fileattr *fa);
+int dedupfs_update_time(struct inode *inode, int flags);
+
+/* dir.c */
+extern const struct file_operations dedupfs_dir_fops;
+
+/* xattr.c */
+extern const struct xattr_handler * const dedupfs_xattr_handlers[];
+ssize_t dedupfs_listxattr(struct dentry *dentry, char *list, size_t size);
+struct posix_acl *dedupfs_get_inode_acl(struct inode *inode, int type, bool rcu);
+int dedupfs_set_acl(struct mnt_idmap *idmap, struct dentry *dentry,
+		    struct posix_acl *acl, int type);
+
+/* export.c */
+extern const struct export_operations dedupfs_export_ops;
+
+/* file.c: open, pass-through of what is not data */
+extern const struct file_operations dedupfs_file_fops;
+struct file *dedupfs_lower_file(struct file *file);
+void dedupfs_data_init_once(struct dedupfs_inode *di);
+void dedupfs_data_init(struct dedupfs_inode *di);
+void dedupfs_data_evict(struct dedupfs_inode *di);
+
+/* read.c */
+ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter);
+ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_info *pipe,
+			    size_t len, unsigned int flags);
+int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice);
+int dedupfs_read_init(void);
+void dedupfs_read_exit(void);
+void dedupfs_read_flush(void);
+
+/* fault.c */
+int dedupfs_mmap(struct file *file, struct vm_area_struct *vma);
+bool dedupfs_is_our_vma(const struct vm_area_struct *vma);
+
+/* write.c: everything that modifies data */
+int dedupfs_write_init(void);
+void dedupfs_write_exit(void);
+ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter);
+long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len);
+void dedupfs_touch_begin(struct inode *inode);
+void dedupfs_touch_end(struct inode *inode);
+void dedupfs_change_begin(struct inode *inode, loff_t start, loff_t last);
+void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last);
+int dedupfs_truncate_begin(struct inode *inode, loff_t start);
+void dedupfs_truncate_end(struct inode *inode, loff_t start);
+
+/* remap.c */
+loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out,
+				loff_t pos_out, loff_t len, unsigned int flags);
+ssize_t dedupfs_copy_file_range(struct file *in, loff_t pos_in, struct file *out,
+				loff_t pos_out, size_t len, unsigned int flags);
+
+/* extent.c: maps, extents, resolve, prove, join */
+/* fiemap.c */
+/* pool.c: entries, fill */
+/* shrink.c */
+/* (declared in pool.h: nothing outside the data path may call them) */
+
+/* pool.c, for stats.c and super.c */
+u64 dedupfs_pool_saved(struct dedupfs_pool *pool);
+struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *domain,
+				      unsigned long limit);
+void dedupfs_pool_put(struct dedupfs_pool *pool);
+void dedupfs_pool_set_limit(struct dedupfs_pool *pool, unsigned long limit);
+
+/* mark.c, for main.c */
+int dedupfs_mark_init(void);
+void dedupfs_mark_exit(void);
+
+/* fiemap.c, for main.c */
+int dedupfs_fiemap_init(void);
+void dedupfs_fiemap_exit(void);
+
+/* stats.c */
+int dedupfs_stats_init(void);
+void dedupfs_stats_exit(void);
+int dedupfs_stats_add(struct dedupfs_pool *pool);
+void dedupfs_stats_remove(struct dedupfs_pool *pool);
+
+#endif /* DEDUPFS_H */

@@ -1,0 +1,1455 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Maps and extents: resolve, prove, join.
+ *
+ * A map belongs to one lower inode.  Its extents say, for ranges of the file,
+ * which physical blocks hold the data (attached to the pool), or why the lower
+ * page cache serves it.  All of them are true while the lower change counter
+ * equals the map's baseline (rules 3 and 5), and no longer.
+ *
+ * What makes sharing safe: an extent is attached, and a page is published,
+ * only while every extent that covers the page's block is known to have that
+ * page's content.  On XFS a counter that did not move proves it; on btrfs the
+ * mapping moves without the counter (balance, defragment), so there an extent
+ * is a witness only after it was FIEMAPped again, and whoever publishes a page
+ * detaches all other extents of its block (they join again).  See attach().
+ *
+ * Locks: map->fill_sem -> pool->sem -> map->lock (include/dedupfs.h).
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <linux/dcache.h>
+#include <linux/delay.h>
+#include <linux/fiemap.h>
+#include <linux/fileattr.h>
+#include <linux/interval_tree_generic.h>
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+#include "pool.h"
+
+static u64 block_first(struct dedupfs_extent *ext)
+{
+	return ext->block;
+}
+
+static u64 block_last(struct dedupfs_extent *ext)
+{
+	return ext->block + ext->nr - 1;
+}
+
+INTERVAL_TREE_DEFINE(struct dedupfs_extent, block_node, u64, subtree_last,
+		     block_first, block_last, static, attached)
+
+/* Maps */
+
+static struct dedupfs_map *map_new(struct dedupfs_pool *pool, struct inode *lower)
+{
+	struct dedupfs_map *map;
+
+	map = kzalloc(sizeof(*map), GFP_NOFS);
+	if (!map)
+		return NULL;
+	refcount_set(&map->ref, 1);
+	map->pool = pool;
+	ihold(lower);
+	map->lower = lower;
+	map->baseline = DEDUPFS_UNARMED;
+	spin_lock_init(&map->lock);
+	seqcount_spinlock_init(&map->seq, &map->lock);
+	map->extents = RB_ROOT;
+	init_rwsem(&map->zap_sem);
+	init_rwsem(&map->fill_sem);
+	return map;
+}
+
+/**
+ * dedupfs_map_put - drop a reference; the last one lets go of the lower inode
+ * @map:	map
+ *
+ * Context: may sleep; no pool->sem.
+ */
+void dedupfs_map_put(struct dedupfs_map *map)
+{
+	if (!refcount_dec_and_test(&map->ref))
+		return;
+	WARN_ON_ONCE(map->nr_extents);
+	dedupfs_mark_remove(map);
+	iput(map->lower);
+	kfree_rcu(map, rcu);
+}
+
+/**
+ * dedupfs_map_get - the map of an upper inode, made at need
+ * @di:		regular upper inode
+ *
+ * Finds the map that another upper inode of the same lower one has, or that
+ * an earlier upper inode left because pages of it are still in the pool.
+ *
+ * Context: may sleep.
+ * Return: the map, valid while the upper inode is, or NULL without memory.
+ */
+struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di)
+{
+	struct dedupfs_pool *pool = dedupfs_pool(&di->vfs_inode);
+	unsigned long key = (unsigned long)di->lower / sizeof(void *);
+	struct dedupfs_map *map = READ_ONCE(di->map);
+
+	if (likely(map))
+		return map;
+
+	down_write(&pool->sem);
+	map = di->map;
+	if (map)
+		goto out;
+	map = xa_load(&pool->maps, key);
+	if (!map) {
+		map = map_new(pool, di->lower);
+		if (!map)
+			goto out;
+		if (xa_err(xa_store(&pool->maps, key, map, GFP_NOFS))) {
+			up_write(&pool->sem);
+			dedupfs_map_put(map);
+			return NULL;
+		}
+	}
+	map->users++;
+	/* Pairs with READ_ONCE(): the map is seen whole. */
+	smp_store_release(&di->map, map);
+out:
+	up_write(&pool->sem);
+	return map;
+}
+
+/* Ranges of files to zap once pool->sem is free: no more than fit on a stack. */
+struct zap_list {
+	unsigned int nr;
+	struct {
+		struct dedupfs_map *map;
+		pgoff_t first;
+		pgoff_t last;
+	} zap[16];
+};
+
+static bool zap_list_full(const struct zap_list *list)
+{
+	return list->nr == ARRAY_SIZE(list->zap);
+}
+
+static void zap_later(struct zap_list *list, struct dedupfs_map *map, pgoff_t first, pgoff_t last)
+{
+	refcount_inc(&map->ref);
+	list->zap[list->nr].map = map;
+	list->zap[list->nr].first = first;
+	list->zap[list->nr++].last = last;
+}
+
+/*
+ * Unmap what was mapped of a range whose extents are gone.  A fault looks
+ * extents up and maps under zap_sem: one that saw the old extents is through
+ * when we have had it, and later ones see the new.
+ */
+static void zap(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
+{
+	down_write(&map->zap_sem);
+	up_write(&map->zap_sem);
+	if (mapping_mapped(map->lower->i_mapping))
+		unmap_mapping_pages(map->lower->i_mapping, first,
+				    last - first == ULONG_MAX ? 0 : last - first + 1, false);
+}
+
+static void zap_all(struct zap_list *list)
+{
+	unsigned int i;
+
+	for (i = 0; i < list->nr; i++) {
+		zap(list->zap[i].map, list->zap[i].first, list->zap[i].last);
+		dedupfs_map_put(list->zap[i].map);
+	}
+	list->nr = 0;
+}
+
+/* Extents */
+
+/* The extent that holds @index, or else the next one. */
+static struct dedupfs_extent *extent_at_or_after(struct dedupfs_map *map, pgoff_t index)
+{
+	struct dedupfs_extent *ext, *best = NULL;
+	struct rb_node *node = map->extents.rb_node;
+
+	while (node) {
+		ext = rb_entry(node, struct dedupfs_extent, file_node);
+		if (ext->index + ext->nr > index) {
+			best = ext;
+			node = node->rb_left;
+		} else {
+			node = node->rb_right;
+		}
+	}
+	return best;
+}
+
+/**
+ * dedupfs_map_lookup - where the data of a file page comes from
+ * @map:	map; the caller has checked that it is valid
+ * @index:	file page
+ * @r:		filled with the rest of the extent from @index on
+ *
+ * Context: any; takes no lock and allocates nothing.
+ * Return: false where no extent is known.
+ */
+bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_range *r)
+{
+	struct dedupfs_extent *ext;
+	struct rb_node *node;
+	unsigned int seq;
+	pgoff_t skip;
+	bool found;
+
+	rcu_read_lock();
+	do {
+		found = false;
+		seq = read_seqcount_begin(&map->seq);
+		node = rcu_dereference_raw(map->extents.rb_node);
+		while (node) {
+			ext = rb_entry(node, struct dedupfs_extent, file_node);
+			if (index < ext->index) {
+				node = rcu_dereference_raw(node->rb_left);
+			} else if (index >= ext->index + ext->nr) {
+				node = rcu_dereference_raw(node->rb_right);
+			} else {
+				skip = index - ext->index;
+				r->index = index;
+				r->nr = ext->nr - skip;
+				r->block = ext->block + skip;
+				r->reason = ext->reason;
+				found = true;
+				break;
+			}
+		}
+	} while (read_seqcount_retry(&map->seq, seq));
+	rcu_read_unlock();
+	return found;
+}
+
+static void extent_insert(struct dedupfs_map *map, struct dedupfs_extent *ext)
+{
+	struct rb_node **link = &map->extents.rb_node, *parent = NULL;
+
+	lockdep_assert_held(&map->lock);
+	while (*link) {
+		parent = *link;
+		if (ext->index < rb_entry(parent, struct dedupfs_extent, file_node)->index)
+			link = &parent->rb_left;
+		else
+			link = &parent->rb_right;
+	}
+	rb_link_node_rcu(&ext->file_node, parent, link);
+	rb_insert_color(&ext->file_node, &map->extents);
+	map->nr_extents++;
+}
+
+static void block_insert(struct dedupfs_pool *pool, struct dedupfs_extent *ext)
+{
+	if (ext->reason == DEDUPFS_POOLED) {
+		attached_insert(ext, &pool->attached);
+		atomic_long_inc(&pool->nr_attached);
+	}
+}
+
+static void block_remove(struct dedupfs_pool *pool, struct dedupfs_extent *ext)
+{
+	if (ext->reason == DEDUPFS_POOLED) {
+		attached_remove(ext, &pool->attached);
+		atomic_long_dec(&pool->nr_attached);
+	}
+}
+
+/* Change an extent in place; @nr 0 removes it.  Readers retry on map->seq. */
+static void extent_resize(struct dedupfs_map *map, struct dedupfs_extent *ext,
+			  pgoff_t index, pgoff_t nr)
+{
+	block_remove(map->pool, ext);
+	spin_lock(&map->lock);
+	write_seqcount_begin(&map->seq);
+	if (nr) {
+		if (ext->reason == DEDUPFS_POOLED)
+			ext->block += index - ext->index;
+		ext->index = index;
+		ext->nr = nr;
+	} else {
+		rb_erase(&ext->file_node, &map->extents);
+		map->nr_extents--;
+	}
+	write_seqcount_end(&map->seq);
+	spin_unlock(&map->lock);
+	if (nr)
+		block_insert(map->pool, ext);
+	else
+		kfree_rcu(ext, rcu);
+}
+
+/* Return: the new extent, or NULL without memory (the range stays unknown). */
+static struct dedupfs_extent *extent_add(struct dedupfs_map *map, const struct dedupfs_range *r)
+{
+	struct dedupfs_extent *ext;
+
+	ext = kzalloc(sizeof(*ext), GFP_NOFS | __GFP_NOWARN);
+	if (!ext)
+		return NULL;
+	ext->map = map;
+	ext->index = r->index;
+	ext->nr = r->nr;
+	ext->block = r->block;
+	ext->reason = r->reason;
+	spin_lock(&map->lock);
+	write_seqcount_begin(&map->seq);
+	extent_insert(map, ext);
+	write_seqcount_end(&map->seq);
+	spin_unlock(&map->lock);
+	block_insert(map->pool, ext);
+	return ext;
+}
+
+/*
+ * Remove [first, last] from the extents of a map, and from the pool the pages
+ * that nobody else covers.  Never fails: where an extent would have to be
+ * split and there is no memory, its end goes as well.
+ * Return: true if any of it was attached, so that it may be mapped.
+ */
+static bool detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
+{
+	struct dedupfs_pool *pool = map->pool;
+	struct dedupfs_extent *ext;
+	struct dedupfs_range tail;
+	bool attached = false;
+	pgoff_t index, end;
+	u64 block;
+
+	lockdep_assert_held_write(&pool->sem);
+	while ((ext = extent_at_or_after(map, first)) && ext->index <= last) {
+		index = max(ext->index, first);
+		end = ext->index + ext->nr;
+		block = ext->block + (index - ext->index);
+		tail = (struct dedupfs_range){ .index = last + 1, .reason = ext->reason };
+		if (end - 1 > last) {
+			tail.nr = end - 1 - last;
+			tail.block = ext->block + (tail.index - ext->index);
+			if (ext->reason != DEDUPFS_POOLED)
+				tail.block = 0;
+		}
+
+		if (index > ext->index) {
+			extent_resize(map, ext, ext->index, index - ext->index);
+			if (tail.nr && extent_add(map, &tail))
+				end = last + 1;
+		} else if (tail.nr) {
+			extent_resize(map, ext, tail.index, tail.nr);
+			end = last + 1;
+		} else {
+			extent_resize(map, ext, 0, 0);
+		}
+
+		if (tail.reason == DEDUPFS_POOLED) {
+			attached = true;
+			dedupfs_pool_drop_uncovered(pool, block, end - index);
+		}
+	}
+	return attached;
+}
+
+/**
+ * dedupfs_detach - forget a range of a file, and unmap it
+ * @map:	map
+ * @first:	file page
+ * @last:	file page, inclusive
+ *
+ * When it returns, no pool page of the range is mapped or will be found.
+ *
+ * Context: may sleep; no page lock, no lower lock.
+ */
+void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
+{
+	struct dedupfs_pool *pool = map->pool;
+	bool attached;
+
+	down_write(&pool->sem);
+	attached = detach(map, first, last);
+	up_write(&pool->sem);
+	if (attached)
+		zap(map, first, last);
+}
+
+/**
+ * dedupfs_forget_unattached - resolve anew what was found not to be poolable
+ * @map:	map
+ * @first:	file page
+ * @last:	file page, inclusive
+ *
+ * Context: may sleep.
+ */
+void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
+{
+	struct dedupfs_extent *ext;
+	pgoff_t pos = first, end;
+
+	down_write(&map->pool->sem);
+	while ((ext = extent_at_or_after(map, pos)) && ext->index <= last) {
+		end = ext->index + ext->nr;
+		if (ext->reason != DEDUPFS_POOLED)
+			detach(map, max(ext->index, first), min(end - 1, last));
+		if (end > last)
+			break;
+		pos = end;
+	}
+	up_write(&map->pool->sem);
+}
+
+/* A map that is no longer valid: nothing it says may be used again. */
+static void kill(struct dedupfs_map *map, struct zap_list *list)
+{
+	spin_lock(&map->lock);
+	WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
+	spin_unlock(&map->lock);
+	dedupfs_count(map->pool, DEDUPFS_STALE, 1);
+	if (detach(map, 0, ULONG_MAX))
+		zap_later(list, map, 0, ULONG_MAX);
+}
+
+/**
+ * dedupfs_covered - does an attached extent cover a block?
+ * @pool:	pool
+ * @block:	physical block, in pages
+ * @next:	first block after @block for which the answer may differ
+ *
+ * Context: pool->sem held.
+ */
+bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next)
+{
+	struct dedupfs_extent *ext = attached_iter_first(&pool->attached, block, U64_MAX);
+
+	if (!ext) {
+		*next = U64_MAX;
+		return false;
+	}
+	if (ext->block > block) {
+		*next = ext->block;
+		return false;
+	}
+	*next = block_last(ext) + 1;
+	return true;
+}
+
+/**
+ * dedupfs_zap_block - unmap a pool page from every file that may map it
+ * @pool:	pool
+ * @block:	its physical block, in pages
+ *
+ * Context: pool->sem held, and the page lock, so that it is not mapped again.
+ */
+void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block)
+{
+	struct dedupfs_extent *ext;
+	struct address_space *mapping;
+
+	for (ext = attached_iter_first(&pool->attached, block, block); ext;
+	     ext = attached_iter_next(ext, block, block)) {
+		mapping = ext->map->lower->i_mapping;
+		if (mapping_mapped(mapping))
+			unmap_mapping_pages(mapping, ext->index + (block - ext->block), 1, false);
+	}
+}
+
+/* Life and death of maps */
+
+/* pool->sem held for writing.  Return: true if the caller must put @map. */
+static bool map_remove(struct dedupfs_map *map)
+{
+	struct dedupfs_pool *pool = map->pool;
+
+	detach(map, 0, ULONG_MAX);
+	return xa_erase(&pool->maps, (unsigned long)map->lower / sizeof(void *)) == map;
+}
+
+static bool map_has_pages(struct dedupfs_map *map)
+{
+	struct dedupfs_extent *ext;
+	struct rb_node *node;
+
+	for (node = rb_first(&map->extents); node; node = rb_next(node)) {
+		ext = rb_entry(node, struct dedupfs_extent, file_node);
+		if (ext->reason == DEDUPFS_POOLED &&
+		    dedupfs_pool_any(map->pool, ext->block, ext->nr))
+			return true;
+	}
+	return false;
+}
+
+#define REAP_INTERVAL	(5 * HZ)
+
+/**
+ * dedupfs_map_leave - an upper inode is evicted
+ * @di:		upper inode
+ *
+ * The map stays while pages of it are in the pool, so that hot pages do not
+ * die with a dentry; it goes at once if the lower file was unlinked.
+ *
+ * Context: may sleep; may be in reclaim without __GFP_FS.
+ */
+void dedupfs_map_leave(struct dedupfs_inode *di)
+{
+	struct dedupfs_map *map = di->map;
+	struct dedupfs_pool *pool;
+	bool put = false;
+
+	if (!map)
+		return;
+	pool = map->pool;
+	di->map = NULL;
+	down_write(&pool->sem);
+	if (!--map->users) {
+		if (!map->lower->i_nlink || !dedupfs_map_valid(map) || !map_has_pages(map))
+			put = map_remove(map);
+		else
+			queue_delayed_work(system_unbound_wq, &pool->reaper, REAP_INTERVAL);
+	}
+	up_write(&pool->sem);
+	if (put)
+		dedupfs_map_put(map);
+}
+
+#define REAP_BATCH	32
+
+/* Return: true if there may be more. */
+static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned long *from, bool *left)
+{
+	struct dedupfs_map *dead[REAP_BATCH], *map;
+	unsigned int n = 0, i;
+	unsigned long key;
+
+	down_write(&pool->sem);
+	xa_for_each_start(&pool->maps, key, map, *from) {
+		*from = key + 1;
+		if (map->users)
+			continue;
+		if (!all && map->lower->i_nlink && dedupfs_map_valid(map) && map_has_pages(map)) {
+			*left = true;
+			continue;
+		}
+		if (map_remove(map))
+			dead[n++] = map;
+		if (n == REAP_BATCH)
+			break;
+	}
+	up_write(&pool->sem);
+	for (i = 0; i < n; i++)
+		dedupfs_map_put(dead[i]);
+	return n == REAP_BATCH;
+}
+
+/**
+ * dedupfs_maps_reap - let go of maps that no upper inode has any more
+ * @pool:	pool
+ *
+ * Of unlinked or changed lower files, and of those without a page in the pool.
+ *
+ * Context: work; may sleep.
+ */
+void dedupfs_maps_reap(struct dedupfs_pool *pool)
+{
+	unsigned long from = 0;
+	bool left = false;
+
+	while (reap_some(pool, false, &from, &left))
+		cond_resched();
+	if (left)
+		queue_delayed_work(system_unbound_wq, &pool->reaper, REAP_INTERVAL);
+}
+
+/** dedupfs_maps_destroy - the last mount is gone: free all maps and pages */
+void dedupfs_maps_destroy(struct dedupfs_pool *pool)
+{
+	unsigned long from = 0;
+	bool left = false;
+
+	while (reap_some(pool, true, &from, &left))
+		cond_resched();
+}
+
+/* Baseline */
+
+/* Does FIEMAP still give an attached range of a file the same blocks? */
+static bool still_maps(struct inode *lower, const struct dedupfs_range *r,
+		       struct dedupfs_phys *phys)
+{
+	const u32 never = FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_DATA_INLINE |
+			  FIEMAP_EXTENT_ENCODED | FIEMAP_EXTENT_UNWRITTEN |
+			  FIEMAP_EXTENT_UNKNOWN;
+	pgoff_t pos = r->index, end = r->index + r->nr;
+	const struct dedupfs_phys *p;
+	bool whole;
+	int n, i;
+
+	n = dedupfs_fiemap(lower, (u64)pos << PAGE_SHIFT, (u64)r->nr << PAGE_SHIFT,
+			   0, phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
+	for (i = 0; i < n && pos < end; i++) {
+		p = &phys[i];
+		if (p->logical > (u64)pos << PAGE_SHIFT || (p->flags & never) ||
+		    p->physical - p->logical != (r->block - r->index) << PAGE_SHIFT)
+			return false;
+		pos = (p->logical + p->length) >> PAGE_SHIFT;
+	}
+	return pos >= end;
+}
+
+/**
+ * dedupfs_lower_dirty - is anything of the file newer in memory than on disk?
+ * @lower:	lower inode
+ */
+bool dedupfs_lower_dirty(struct inode *lower)
+{
+	return mapping_tagged(lower->i_mapping, PAGECACHE_TAG_DIRTY) ||
+	       mapping_tagged(lower->i_mapping, PAGECACHE_TAG_WRITEBACK);
+}
+
+/** dedupfs_foreign_mapping - has anybody else the lower file mapped for writing? */
+bool dedupfs_foreign_mapping(struct dedupfs_inode *di)
+{
+	struct address_space *mapping = di->lower->i_mapping;
+	struct vm_area_struct *vma;
+	struct rb_node *node;
+	bool foreign = false;
+
+	if (!mapping_writably_mapped(mapping))
+		return false;
+	i_mmap_lock_read(mapping);
+	for (node = rb_first_cached(&mapping->i_mmap); node && !foreign; node = rb_next(node)) {
+		vma = rb_entry(node, struct vm_area_struct, shared.rb);
+		if ((vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) == (VM_SHARED | VM_MAYWRITE))
+			foreign = !dedupfs_is_our_vma(vma) ||
+				  file_inode(vma->vm_file) != &di->vfs_inode;
+	}
+	i_mmap_unlock_read(mapping);
+	return foreign;
+}
+
+/* Is the lower file overwritten in place, whatever FIEMAP says of sharing? */
+static bool in_place(struct inode *lower)
+{
+	struct fileattr fa = {};
+	struct dentry *dentry;
+	int err;
+
+	if (IS_DAX(lower) || IS_SWAPFILE(lower) || !lower->i_op->fileattr_get)
+		return true;
+	dentry = d_find_any_alias(lower);
+	if (!dentry)
+		return true;
+	err = lower->i_op->fileattr_get(dentry, &fa);
+	dput(dentry);
+	return err || (fa.flags & FS_NOCOW_FL) || (fa.fsx_xflags & FS_XFLAG_REALTIME);
+}
+
+/* Rule 3, under the lower i_rwsem.  Return: 0 and the armed counter, or a reason. */
+static int sample(struct dedupfs_inode *di, bool dirty_is_ours, u64 *counter)
+{
+	struct inode *lower = di->lower;
+
+	if (atomic_read(&lower->i_dio_count) || dedupfs_foreign_mapping(di))
+		return DEDUPFS_UNSTABLE;
+	if (atomic_read(&di->changing))
+		return DEDUPFS_CHANGING;
+	if (!dirty_is_ours && dedupfs_lower_dirty(lower))
+		return DEDUPFS_DIRTY;
+	*counter = inode_query_iversion(lower);
+	return 0;
+}
+
+/* The first attached range from a page on.  Return: false if there is none. */
+static bool next_attached(struct dedupfs_map *map, pgoff_t index, struct dedupfs_range *r)
+{
+	struct dedupfs_extent *ext;
+	struct rb_node *node;
+	bool found = false;
+
+	down_read(&map->pool->sem);
+	ext = extent_at_or_after(map, index);
+	for (node = ext ? &ext->file_node : NULL; node && !found; node = rb_next(node)) {
+		ext = rb_entry(node, struct dedupfs_extent, file_node);
+		found = ext->reason == DEDUPFS_POOLED;
+	}
+	if (found) {
+		r->index = max(ext->index, index);
+		r->nr = ext->index + ext->nr - r->index;
+		r->block = ext->block + (r->index - ext->index);
+		r->reason = DEDUPFS_POOLED;
+	}
+	up_read(&map->pool->sem);
+	return found;
+}
+
+#define CARRY_EXTENTS	256
+
+/*
+ * The counter moved, and only operations of ours moved it: what they changed
+ * was detached, so the rest of the map is true at the new counter as well, if
+ * FIEMAP agrees.  Return: true if the baseline was carried over.
+ */
+static bool carry_over(struct dedupfs_inode *di, struct dedupfs_map *map, u64 counter)
+{
+	int change_seq = atomic_read(&di->change_seq), n = 0;
+	struct dedupfs_range r = {};
+	struct dedupfs_phys *phys;
+	pgoff_t pos = 0;
+	bool ok = false;
+
+	phys = kvmalloc_array(DEDUPFS_RESOLVE_EXTENTS, sizeof(*phys), GFP_KERNEL);
+	if (!phys)
+		return false;
+	for (; next_attached(map, pos, &r); pos = r.index + r.nr) {
+		if (n++ == CARRY_EXTENTS)
+			goto out;
+		if (!still_maps(di->lower, &r, phys))
+			dedupfs_detach(map, r.index, r.index + r.nr - 1);
+	}
+	down_write(&map->pool->sem);
+	spin_lock(&map->lock);
+	ok = !atomic_read(&di->changing) && atomic_read(&di->change_seq) == change_seq &&
+	     dedupfs_counter(di->lower) == counter && dedupfs_only_ours(di, map);
+	if (ok)
+		WRITE_ONCE(map->baseline, counter);
+	spin_unlock(&map->lock);
+	up_write(&map->pool->sem);
+	if (ok)
+		dedupfs_count(map->pool, DEDUPFS_CARRIED, 1);
+out:
+	kvfree(phys);
+	return ok;
+}
+
+#define BASELINE_TRIES	5
+
+/*
+ * Make the map's baseline valid: all extents that it has then are true.
+ * Return: 0, a reason why the file is unstable now, or -EINTR.
+ */
+static int baseline(struct dedupfs_inode *di, struct dedupfs_map *map)
+{
+	struct inode *lower = di->lower;
+	bool carry = false, attached;
+	int reason = DEDUPFS_UNSTABLE, try;
+	u64 counter;
+
+	if (dedupfs_map_valid(map))
+		return 0;
+	/* Cheap and lockless, before anything is waited for. */
+	if (!READ_ONCE(map->tracked) && dedupfs_lower_dirty(lower))
+		return DEDUPFS_DIRTY;
+
+	/* Our own fills hold the lower i_rwsem: they are waited for. */
+	if (down_write_killable(&map->fill_sem))
+		return -EINTR;
+	if (dedupfs_map_valid(map)) {
+		reason = 0;
+		goto out;
+	}
+	for (try = 0; try < BASELINE_TRIES; try++) {
+		if (inode_trylock(lower)) {
+			carry = dedupfs_only_ours(di, map) && !dedupfs_foreign_mapping(di);
+			reason = sample(di, carry, &counter);
+			inode_unlock(lower);
+			break;
+		}
+		usleep_range(20, 100);
+	}
+	if (reason)
+		goto out;
+	if (carry && carry_over(di, map, counter))
+		goto out;
+
+	down_write(&map->pool->sem);
+	attached = detach(map, 0, ULONG_MAX);
+	spin_lock(&map->lock);
+	WRITE_ONCE(map->baseline, counter);
+	map->tracked = false;
+	spin_unlock(&map->lock);
+	up_write(&map->pool->sem);
+	if (attached) {
+		dedupfs_count(map->pool, DEDUPFS_STALE, 1);
+		zap(map, 0, ULONG_MAX);
+	}
+	/* A carried file can be dirty; one that starts anew must not be. */
+	if (carry && dedupfs_lower_dirty(lower)) {
+		WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
+		reason = DEDUPFS_DIRTY;
+	}
+out:
+	up_write(&map->fill_sem);
+	return reason;
+}
+
+/* Resolve */
+
+struct window {
+	struct inode *inode;
+	struct dedupfs_inode *di;
+	struct dedupfs_map *map;
+	struct dedupfs_pool *pool;
+	pgoff_t index;		/* what is resolved: a file page, and pages */
+	pgoff_t nr;
+	u64 baseline;
+	int change_seq;
+	bool in_place;
+	bool last_try;
+	unsigned int nr_ranges;
+	unsigned int nr_again;
+	unsigned int nr_witnesses;
+	struct zap_list zaps;
+	struct witness {
+		struct dedupfs_map *map;
+		struct dedupfs_range r;
+	} witness[16];
+	struct dedupfs_phys phys[DEDUPFS_RESOLVE_EXTENTS];
+	/* An extent adds a hole before it and a cut page after it at most. */
+	struct dedupfs_range ranges[3 * DEDUPFS_RESOLVE_EXTENTS + 1];
+	struct dedupfs_range again[3 * DEDUPFS_RESOLVE_EXTENTS + 1];
+};
+
+/* Why an extent cannot be pooled, or DEDUPFS_POOLED. */
+static int classify(const struct window *w, const struct dedupfs_phys *p)
+{
+	if (p->flags & FIEMAP_EXTENT_DELALLOC)
+		return DEDUPFS_DELALLOC;
+	if (p->flags & FIEMAP_EXTENT_DATA_INLINE)
+		return DEDUPFS_INLINE;
+	if (p->flags & (FIEMAP_EXTENT_ENCODED | FIEMAP_EXTENT_DATA_ENCRYPTED))
+		return DEDUPFS_ENCODED;
+	if (p->flags & FIEMAP_EXTENT_UNWRITTEN)
+		return DEDUPFS_UNWRITTEN;
+	if (p->flags & (FIEMAP_EXTENT_UNKNOWN | FIEMAP_EXTENT_NOT_ALIGNED |
+			FIEMAP_EXTENT_DATA_TAIL))
+		return DEDUPFS_UNALIGNED;
+	if (w->in_place)
+		return DEDUPFS_NOCOW;
+	if (w->pool->needs_shared_flag && !(p->flags & FIEMAP_EXTENT_SHARED))
+		return DEDUPFS_PLAIN;
+	if ((p->logical | p->physical) & ~PAGE_MASK)
+		return DEDUPFS_UNALIGNED;
+	return DEDUPFS_POOLED;
+}
+
+static void push_range(struct dedupfs_range *r, unsigned int *n, pgoff_t index, pgoff_t end,
+		      u64 block, int reason)
+{
+	struct dedupfs_range *prev = *n ? &r[*n - 1] : NULL;
+
+	if (index >= end)
+		return;
+	if (prev && prev->reason == reason &&
+	    (reason != DEDUPFS_POOLED || prev->block + prev->nr == block)) {
+		prev->nr += end - index;
+		return;
+	}
+	r[(*n)++] = (struct dedupfs_range){
+		.index = index, .nr = end - index, .reason = reason,
+		.block = reason == DEDUPFS_POOLED ? block : 0,
+	};
+}
+
+/*
+ * FIEMAP [w->index, +nr) and turn it into ranges without gaps, in pages.
+ * Where there are too many extents, the window ends earlier.
+ * Return: the number of ranges, or -errno.
+ */
+static int resolve(struct window *w, pgoff_t nr, u32 flags, struct dedupfs_range *r, pgoff_t *got)
+{
+	pgoff_t pos = w->index, end = w->index + nr, first, last;
+	const struct dedupfs_phys *p;
+	unsigned int n = 0;
+	bool whole;
+	int k, i;
+	int reason;
+
+	k = dedupfs_fiemap(w->di->lower, (u64)w->index << PAGE_SHIFT, (u64)nr << PAGE_SHIFT,
+			   flags, w->phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
+	if (k < 0)
+		return k;
+	for (i = 0; i < k && pos < end; i++) {
+		p = &w->phys[i];
+		reason = classify(w, p);
+		if (reason == DEDUPFS_POOLED) {
+			/* A page cut by the end of the extent cannot be shared. */
+			first = p->logical >> PAGE_SHIFT;
+			last = (p->logical + p->length) >> PAGE_SHIFT;
+		} else {
+			first = p->logical >> PAGE_SHIFT;
+			last = DIV_ROUND_UP_ULL(p->logical + p->length, PAGE_SIZE);
+		}
+		first = max(first, pos);
+		last = min(last, end);
+		push_range(r, &n, pos, min(first, end), 0, DEDUPFS_HOLE);
+		push_range(r, &n, first, last,
+			  (p->physical >> PAGE_SHIFT) + (first - (p->logical >> PAGE_SHIFT)),
+			  reason);
+		pos = max(pos, last);
+		last = min(DIV_ROUND_UP_ULL(p->logical + p->length, PAGE_SIZE), end);
+		push_range(r, &n, pos, last, 0, DEDUPFS_UNALIGNED);
+		pos = max(pos, last);
+	}
+	if (whole) {
+		push_range(r, &n, pos, end, 0, DEDUPFS_HOLE);
+		pos = end;
+	}
+	*got = pos - w->index;
+	return n;
+}
+
+/* Join */
+
+static void put_witnesses(struct window *w)
+{
+	while (w->nr_witnesses)
+		dedupfs_map_put(w->witness[--w->nr_witnesses].map);
+}
+
+/* Choose extents of other files that together cover a range's present pages. */
+static void choose_witnesses(struct window *w, const struct dedupfs_range *r)
+{
+	u64 block = r->block, end = r->block + r->nr, from;
+	struct dedupfs_extent *ext, *best;
+	struct witness *x;
+
+	while (block < end && w->nr_witnesses < ARRAY_SIZE(w->witness)) {
+		best = NULL;
+		for (ext = attached_iter_first(&w->pool->attached, block, end - 1); ext;
+		     ext = attached_iter_next(ext, block, end - 1)) {
+			if (ext->map == w->map || !dedupfs_map_valid(ext->map))
+				continue;
+			if (best && ext->block > block && ext->block >= best->block)
+				continue;
+			if (!best || block_last(ext) > block_last(best))
+				best = ext;
+		}
+		if (!best)
+			return;
+		from = max(block, best->block);
+		x = &w->witness[w->nr_witnesses++];
+		refcount_inc(&best->map->ref);
+		x->map = best->map;
+		x->r.index = best->index + (from - best->block);
+		x->r.block = from;
+		x->r.nr = min(end, block_last(best) + 1) - from;
+		x->r.reason = DEDUPFS_POOLED;
+		block = from + x->r.nr;
+	}
+}
+
+/* Does the witness's file still map the blocks?  (Rule 6, on btrfs.) */
+static bool witness_holds(struct window *w, struct witness *x)
+{
+	return still_maps(x->map->lower, &x->r, w->phys) && dedupfs_map_valid(x->map);
+}
+
+/* Prove what is in the pool for the window's blocks, through other files. */
+static void find_witnesses(struct window *w)
+{
+	unsigned int i, kept = 0;
+
+	down_read(&w->pool->sem);
+	for (i = 0; i < w->nr_ranges; i++)
+		if (w->ranges[i].reason == DEDUPFS_POOLED &&
+		    dedupfs_pool_any(w->pool, w->ranges[i].block, w->ranges[i].nr))
+			choose_witnesses(w, &w->ranges[i]);
+	up_read(&w->pool->sem);
+
+	for (i = 0; i < w->nr_witnesses; i++) {
+		if (witness_holds(w, &w->witness[i])) {
+			w->witness[kept++] = w->witness[i];
+			continue;
+		}
+		dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
+		dedupfs_map_put(w->witness[i].map);
+	}
+	w->nr_witnesses = kept;
+}
+
+/* Is @ext among the proven witnesses for all of [block, last]? */
+static bool proven(const struct window *w, struct dedupfs_extent *ext, u64 block, u64 last)
+{
+	const struct witness *x;
+	unsigned int i;
+
+	if (!dedupfs_map_valid(ext->map))
+		return false;
+	if (w->pool->counter_tells_mapping)
+		return true;
+	for (i = 0; i < w->nr_witnesses; i++) {
+		x = &w->witness[i];
+		if (x->map == ext->map && x->r.block <= block &&
+		    x->r.block + x->r.nr > last &&
+		    x->r.block - x->r.index == ext->block - ext->index)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Detach the other files' extents from [block, last] unless they are proven.
+ * Return: 0, or -EAGAIN when there was no room to note what must be zapped.
+ */
+static int detach_unproven(struct window *w, u64 block, u64 last)
+{
+	struct dedupfs_extent *ext, *next;
+	struct dedupfs_map *map;
+	pgoff_t first;
+	u64 from, to;
+
+	for (ext = attached_iter_first(&w->pool->attached, block, last); ext; ext = next) {
+		next = attached_iter_next(ext, block, last);
+		from = max(block, ext->block);
+		to = min(last, block_last(ext));
+		map = ext->map;
+		if (map == w->map || proven(w, ext, from, to))
+			continue;
+		if (zap_list_full(&w->zaps))
+			return -EAGAIN;
+		if (!dedupfs_map_valid(map)) {
+			kill(map, &w->zaps);
+		} else {
+			first = ext->index + (from - ext->block);
+			if (detach(map, first, first + (to - from)))
+				zap_later(&w->zaps, map, first, first + (to - from));
+		}
+		/* The tree changed under the walk. */
+		next = attached_iter_first(&w->pool->attached, block, last);
+		while (next && (next->map == w->map ||
+				proven(w, next, max(block, next->block),
+				       min(last, block_last(next)))))
+			next = attached_iter_next(next, block, last);
+	}
+	return 0;
+}
+
+/* Runs of published pages in a range that no proven witness covers. */
+static int drop_unproven(struct window *w, const struct dedupfs_range *r)
+{
+	u64 block = r->block, end = r->block + r->nr;
+	unsigned int i;
+	int err;
+
+	if (w->pool->counter_tells_mapping)
+		return detach_unproven(w, block, end - 1);
+	while (block < end) {
+		const struct witness *x = NULL;
+		u64 next = end;
+
+		for (i = 0; i < w->nr_witnesses; i++) {
+			u64 xend = w->witness[i].r.block + w->witness[i].r.nr;
+
+			if (!dedupfs_map_valid(w->witness[i].map))
+				continue;
+			if (w->witness[i].r.block <= block && xend > block)
+				x = &w->witness[i];
+			else if (w->witness[i].r.block > block)
+				next = min(next, w->witness[i].r.block);
+		}
+		if (x) {
+			/* It must be attached to these blocks to this moment. */
+			struct dedupfs_range now;
+			pgoff_t index = x->r.index + (block - x->r.block);
+
+			next = min(end, x->r.block + x->r.nr);
+			if (dedupfs_map_lookup(x->map, index, &now) &&
+			    now.reason == DEDUPFS_POOLED && now.block == block) {
+				block = min_t(u64, next, block + now.nr);
+				continue;
+			}
+			next = block + 1;
+		}
+		if (dedupfs_pool_any(w->pool, block, next - block)) {
+			/* Filled since the witnesses were chosen: choose again. */
+			if (!w->last_try)
+				return -EAGAIN;
+			dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
+			err = detach_unproven(w, block, next - 1);
+			if (err)
+				return err;
+		}
+		block = next;
+	}
+	return 0;
+}
+
+/* Put a range into the map where nothing is known yet; known parts stay. */
+static int insert_range(struct window *w, const struct dedupfs_range *r)
+{
+	pgoff_t pos = r->index, end = r->index + r->nr;
+	struct dedupfs_extent *ext, *prev;
+	struct dedupfs_range part;
+	struct rb_node *node;
+
+	while (pos < end) {
+		ext = extent_at_or_after(w->map, pos);
+		if (ext && ext->index <= pos) {
+			pos = ext->index + ext->nr;
+			continue;
+		}
+		part = *r;
+		part.index = pos;
+		part.nr = (ext ? min(ext->index, end) : end) - pos;
+		if (r->reason == DEDUPFS_POOLED)
+			part.block += pos - r->index;
+		node = ext ? rb_prev(&ext->file_node) : rb_last(&w->map->extents);
+		prev = node ? rb_entry(node, struct dedupfs_extent, file_node) : NULL;
+		if (prev && prev->index + prev->nr == pos && prev->reason == r->reason &&
+		    (r->reason != DEDUPFS_POOLED || prev->block + prev->nr == part.block))
+			extent_resize(w->map, prev, prev->index, prev->nr + part.nr);
+		else if (!extent_add(w->map, &part))
+			return -ENOMEM;
+		pos += part.nr;
+	}
+	return 0;
+}
+
+/* Does every range say what the map already says where it says something? */
+static bool agrees(struct window *w)
+{
+	struct dedupfs_range now;
+	unsigned int i;
+	pgoff_t pos, end;
+
+	for (i = 0; i < w->nr_ranges; i++) {
+		const struct dedupfs_range *r = &w->ranges[i];
+
+		end = r->index + r->nr;
+		for (pos = r->index; pos < end; ) {
+			struct dedupfs_extent *ext = extent_at_or_after(w->map, pos);
+
+			if (!ext || ext->index >= end)
+				break;
+			pos = max(pos, ext->index);
+			if (!dedupfs_map_lookup(w->map, pos, &now))
+				break;
+			if (now.reason != r->reason ||
+			    (r->reason == DEDUPFS_POOLED &&
+			     now.block != r->block + (pos - r->index)))
+				return false;
+			pos += now.nr;
+		}
+	}
+	return true;
+}
+
+/* Is the window as it was when it was sampled?  pool->sem held for writing. */
+static bool still_true(struct window *w)
+{
+	struct inode *lower = w->di->lower;
+	unsigned long index;
+
+	if (atomic_read(&w->di->changing) ||
+	    atomic_read(&w->di->change_seq) != w->change_seq)
+		return false;
+	if (READ_ONCE(w->map->baseline) != w->baseline || !dedupfs_map_valid(w->map))
+		return false;
+	if (!READ_ONCE(w->map->tracked))
+		return !dedupfs_lower_dirty(lower);
+	/* Dirty pages of a tracked file are ours, and elsewhere. */
+	index = w->index;
+	if (xa_find(&lower->i_mapping->i_pages, &index, w->index + w->nr - 1,
+		    PAGECACHE_TAG_DIRTY))
+		return false;
+	index = w->index;
+	return !xa_find(&lower->i_mapping->i_pages, &index, w->index + w->nr - 1,
+			PAGECACHE_TAG_WRITEBACK);
+}
+
+/*
+ * Attach the window's ranges and publish what was filled, all or nothing.
+ * Invariant, before and after: every extent that covers a published page has
+ * that page's content.  Return: 0, -EAGAIN (try again), -ESTALE, -ENOMEM.
+ */
+static int attach(struct window *w, struct dedupfs_fill *fill)
+{
+	unsigned int i, pos = 0, joins = 0;
+	u64 block, nr;
+	int err = -ESTALE;
+
+	down_write(&w->pool->sem);
+	if (!still_true(w))
+		goto out;
+	if (!agrees(w)) {
+		/* btrfs moved the mapping in silence: what we knew is void. */
+		if (detach(w->map, w->index, w->index + w->nr - 1))
+			zap_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
+		err = -EAGAIN;
+		goto out;
+	}
+	for (i = 0; i < w->nr_ranges; i++) {
+		if (w->ranges[i].reason != DEDUPFS_POOLED)
+			continue;
+		err = drop_unproven(w, &w->ranges[i]);
+		if (err)
+			goto out;
+		joins += dedupfs_pool_any(w->pool, w->ranges[i].block, w->ranges[i].nr);
+	}
+	if (fill) {
+		while (dedupfs_fill_next_range(fill, &block, &nr, &pos)) {
+			err = detach_unproven(w, block, block + nr - 1);
+			if (err)
+				goto out;
+		}
+	}
+	for (i = 0, err = 0; i < w->nr_ranges && !err; i++)
+		err = insert_range(w, &w->ranges[i]);
+	if (err) {
+		if (detach(w->map, w->index, w->index + w->nr - 1))
+			zap_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
+		goto out;
+	}
+	if (fill)
+		dedupfs_fill_publish(fill);
+	dedupfs_count(w->pool, DEDUPFS_JOINS, joins);
+out:
+	up_write(&w->pool->sem);
+	zap_all(&w->zaps);
+	return err;
+}
+
+/* Nothing of the window could be resolved: remember that while it stays so. */
+static void attach_unresolved(struct window *w, pgoff_t nr)
+{
+	w->nr = nr;
+	w->nr_witnesses = 0;
+	w->nr_ranges = 0;
+	push_range(w->ranges, &w->nr_ranges, w->index, w->index + nr, 0, DEDUPFS_UNRESOLVED);
+	attach(w, NULL);
+}
+
+/* Pages of the pool took the place of these in the lower page cache. */
+static void drop_lower_copies(struct window *w, pgoff_t index, pgoff_t nr)
+{
+	struct address_space *mapping = w->di->lower->i_mapping;
+
+	if (!mapping->nrpages)
+		return;
+	if (mapping_mapped(mapping))
+		unmap_mapping_pages(mapping, index, nr, false);
+	invalidate_mapping_pages(mapping, index, index + nr - 1);
+}
+
+static bool same_ranges(const struct window *w)
+{
+	unsigned int i = 0, j = 0;
+	pgoff_t pos = w->index;
+
+	/* @again looks at a window's beginning only: compare as far as it goes. */
+	while (i < w->nr_ranges && j < w->nr_again) {
+		const struct dedupfs_range *a = &w->ranges[i], *b = &w->again[j];
+		pgoff_t end = min(a->index + a->nr, b->index + b->nr);
+
+		if (a->reason != b->reason)
+			return false;
+		if (a->reason == DEDUPFS_POOLED &&
+		    a->block + (pos - a->index) != b->block + (pos - b->index))
+			return false;
+		pos = end;
+		i += a->index + a->nr == end;
+		j += b->index + b->nr == end;
+	}
+	return true;
+}
+
+/* Rule 4, and rule 6's bracket: one try.  fill_sem is held (read). */
+static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
+{
+	struct dedupfs_pool *pool = w->pool;
+	struct dedupfs_fill *fill = NULL;
+	pgoff_t got;
+	u32 flags = 0;
+	int n, err;
+
+	w->in_place = in_place(w->di->lower);
+	if (pool->fiemap_sync) {
+		if (dedupfs_lower_dirty(w->di->lower))
+			return DEDUPFS_DIRTY;
+		flags = FIEMAP_FLAG_SYNC;
+	}
+	n = resolve(w, w->nr, flags, w->ranges, &got);
+	if (n < 0 || !got)
+		goto unresolved;
+	w->nr_ranges = n;
+	w->nr = got;
+
+	if (!pool->counter_tells_mapping)
+		find_witnesses(w);
+	fill = dedupfs_fill_start(w->inode, w->ranges, w->nr_ranges, index, nr);
+	if (!fill || dedupfs_fill_read(fill, w->inode)) {
+		n = -ENOMEM;
+		goto unresolved;
+	}
+	n = resolve(w, w->nr, 0, w->again, &got);
+	if (n < 0)
+		goto unresolved;
+	w->nr_again = n;
+	err = -ESTALE;
+	if (got == w->nr && same_ranges(w))
+		err = attach(w, fill);
+	dedupfs_fill_end(fill);
+	if (!err)
+		drop_lower_copies(w, w->index, w->nr);
+	return err;
+
+unresolved:
+	if (fill)
+		dedupfs_fill_end(fill);
+	if (n == -EINTR || n == -ERESTARTSYS || n == -ENOMEM)
+		return n;
+	attach_unresolved(w, nr);
+	return DEDUPFS_UNRESOLVED;
+}
+
+static int populate_once(struct window *w, pgoff_t index, pgoff_t nr)
+{
+	struct dedupfs_inode *di = w->di;
+	pgoff_t pages = DIV_ROUND_UP(i_size_read(di->lower), PAGE_SIZE);
+	int err;
+
+	if (index >= pages)
+		return 0;
+	nr = min(nr, pages - index);
+	w->change_seq = atomic_read(&di->change_seq);
+	if (atomic_read(&di->changing))
+		return DEDUPFS_CHANGING;
+	err = baseline(di, w->map);
+	if (err)
+		return err;
+	if (down_read_killable(&w->map->fill_sem))
+		return -EINTR;
+	w->baseline = READ_ONCE(w->map->baseline);
+	/* Resolve more than is filled: one FIEMAP serves many windows. */
+	w->index = index;
+	w->nr = min_t(pgoff_t, DEDUPFS_RESOLVE_PAGES, pages - index);
+	err = resolve_and_fill(w, index, nr);
+	put_witnesses(w);
+	up_read(&w->map->fill_sem);
+	return err;
+}
+
+#define POPULATE_TRIES	3
+
+/**
+ * dedupfs_populate - resolve a range of a file and fill the pool for it
+ * @inode:	regular upper inode
+ * @index:	first file page
+ * @nr:		pages, at most DEDUPFS_FILL_MAX
+ *
+ * Best effort: afterwards the caller looks again, and what is still not in
+ * the pool comes from the lower page cache.
+ *
+ * Context: may sleep; takes the lower i_rwsem (shared): never from a fault.
+ * Return: 0; a reason (enum dedupfs_reason) why the file is not stable now;
+ * or -EINTR, -ENOMEM.
+ */
+int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	struct dedupfs_pool *pool = dedupfs_pool(inode);
+	struct window *w;
+	int err = -ENOMEM, try;
+
+	if (!pool->observer)
+		return DEDUPFS_UNRESOLVED;
+	if (!dedupfs_map_get(di))
+		return -ENOMEM;
+	w = kvmalloc(sizeof(*w), GFP_KERNEL);
+	if (!w)
+		return -ENOMEM;
+	w->inode = inode;
+	w->di = di;
+	w->map = di->map;
+	w->pool = pool;
+	w->nr_witnesses = 0;
+	w->zaps.nr = 0;
+	for (try = 0; try < POPULATE_TRIES; try++) {
+		w->last_try = try == POPULATE_TRIES - 1;
+		err = populate_once(w, index, nr);
+		if (err != -EAGAIN && err != -ESTALE)
+			break;
+	}
+	if (err == -EAGAIN || err == -ESTALE)
+		err = DEDUPFS_FOREIGN;
+	kvfree(w);
+	dedupfs_shrink_to_limit(pool);
+	return err;
+}
+
+/**
+ * dedupfs_decide - is there anything in a file for the pool?
+ * @inode:	regular upper inode
+ *
+ * Remembers a no until the lower change counter moves.  A file with more
+ * extents than are looked at cheaply counts as one that has.
+ *
+ * Context: may sleep; takes the lower i_rwsem (shared).
+ */
+void dedupfs_decide(struct inode *inode)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	struct dedupfs_pool *pool = dedupfs_pool(inode);
+	struct inode *lower = di->lower;
+	loff_t size = i_size_read(lower);
+	struct window *w;
+	bool plain = true;
+	pgoff_t got;
+	u64 counter;
+	int n, i;
+
+	if (di->map || dedupfs_is_plain(di) || dedupfs_lower_dirty(lower))
+		return;
+	counter = inode_query_iversion(lower);
+	if (size && pool->observer && !in_place(lower)) {
+		if (!pool->needs_shared_flag)
+			return;
+		w = kvmalloc(sizeof(*w), GFP_KERNEL);
+		if (!w)
+			return;
+		w->di = di;
+		w->pool = pool;
+		w->in_place = false;
+		w->index = 0;
+		n = resolve(w, DIV_ROUND_UP(size, PAGE_SIZE), 0, w->ranges, &got);
+		plain = n >= 0 && got == DIV_ROUND_UP(size, PAGE_SIZE);
+		for (i = 0; i < n; i++)
+			plain = plain && w->ranges[i].reason != DEDUPFS_POOLED;
+		kvfree(w);
+	}
+	if (plain) {
+		WRITE_ONCE(di->plain_at, counter);
+		dedupfs_count(pool, DEDUPFS_NOT_SHARED + DEDUPFS_PLAIN, size);
+	}
+}
+
+/**
+ * dedupfs_pool_saved - what sharing saves now
+ * @pool:	pool
+ *
+ * Return: bytes that the pages of the pool would take if each file that is
+ * attached to them had its own, less what they take.
+ */
+u64 dedupfs_pool_saved(struct dedupfs_pool *pool)
+{
+	struct dedupfs_extent *ext;
+	unsigned long index;
+	u64 pages = 0;
+	void *entry;
+
+	down_read(&pool->sem);
+	for (ext = attached_iter_first(&pool->attached, 0, U64_MAX); ext;
+	     ext = attached_iter_next(ext, 0, U64_MAX)) {
+		index = ext->block;
+		xa_for_each_range(&pool->entries, index, entry, ext->block, block_last(ext))
+			pages++;
+	}
+	up_read(&pool->sem);
+	pages -= min_t(u64, pages, atomic_long_read(&pool->nr_pages));
+	return pages << PAGE_SHIFT;
+}

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * mmap and faults.
+ *
+ * An upper VMA hangs in the lower inode's i_mmap tree (i_mapping is the lower
+ * one), so pages of the lower page cache are mapped by filemap_fault() as if
+ * the lower file were mapped.  A file that has something in the pool gets a
+ * second kind of VMA, whose read faults map pool pages where there are any.
+ *
+ * Rule 8: a fault never waits for a lower i_rwsem; it has a worker fill,
+ * drops its lock and waits killably for a bounded time, and takes the lower
+ * page cache where it may not wait or waited in vain.
+ * Rule 10: a pool page is mapped under map->zap_sem (so that a detach waits
+ * for us before it zaps) and under its page lock (so that evict does), with
+ * extent and entry looked up again under them.
+ * A store goes to the lower page cache always: a pool page is never written.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/sched/signal.h>
+#include "pool.h"
+
+#define FAULT_WAIT		(HZ / 2)
+#define FAULT_TRIES		3
+#define FAULT_AROUND		16
+
+enum fault_source { FAULT_MAPPED, FAULT_LOWER, FAULT_MISS, FAULT_AGAIN, FAULT_OOM };
+
+/* The page of a range's first block, locked, or NULL: @why tells. */
+static struct page *lock_pool_page(struct dedupfs_pool *pool, const struct dedupfs_range *r,
+				   loff_t size, enum fault_source *why)
+{
+	struct page *page;
+	bool filling;
+
+	page = dedupfs_pool_find(pool, r->block, &filling);
+	if (!page || filling) {
+		*why = FAULT_MISS;
+		goto put;
+	}
+	if (!trylock_page(page)) {
+		/* Another fault is mapping it, or evict looks at it: not long. */
+		*why = FAULT_AGAIN;
+		goto put;
+	}
+	if (!dedupfs_pool_has(pool, page)) {
+		*why = FAULT_MISS;
+	} else if (dedupfs_page_valid(page) != dedupfs_valid_bytes(size, r->index)) {
+		*why = FAULT_LOWER;
+	} else {
+		return page;
+	}
+	unlock_page(page);
+put:
+	if (page)
+		put_page(page);
+	return NULL;
+}
+
+/* Lock up to @nr more pages from @r on, without waiting.  Return: how many. */
+static unsigned int lock_neighbours(struct dedupfs_pool *pool, const struct dedupfs_range *r,
+				    unsigned int nr, loff_t size, struct page **pages)
+{
+	unsigned int n, i, got;
+
+	got = dedupfs_pool_find_batch(pool, r->block, nr, pages);
+	for (n = 0; n < got; n++) {
+		if (!trylock_page(pages[n]))
+			break;
+		if (!dedupfs_pool_has(pool, pages[n]) ||
+		    dedupfs_page_valid(pages[n]) != dedupfs_valid_bytes(size, r->index + n)) {
+			unlock_page(pages[n]);
+			break;
+		}
+	}
+	for (i = n; i < got; i++)
+		put_page(pages[i]);
+	return n;
+}
+
+static void unlock_pages(struct page **pages, unsigned int n)
+{
+	unsigned int i;
+
+	for (i = 0; i < n; i++) {
+		unlock_page(pages[i]);
+		put_page(pages[i]);
+	}
+}
+
+/*
+ * Map pages[0..n) at @addr, as far as nothing is mapped there.
+ * Return: 0 if the first one is mapped now, by us or by another fault.
+ */
+static int insert_pages(struct vm_area_struct *vma, unsigned long addr,
+			struct page **pages, unsigned int n)
+{
+	unsigned long left = n;
+	int err = vm_insert_pages(vma, addr, pages, &left);
+
+	return left < n || err == -EBUSY ? 0 : err;
+}
+
+/* Map the page of a read fault and its neighbourhood.  zap_sem is held. */
+static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_pool *pool,
+				    struct dedupfs_map *map, const struct dedupfs_range *r,
+				    loff_t size)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	unsigned long addr = vmf->address & PAGE_MASK;
+	unsigned int slot = (addr >> PAGE_SHIFT) % FAULT_AROUND, before, after, n;
+	struct page *pages[FAULT_AROUND];
+	enum fault_source why = FAULT_MAPPED;
+	struct dedupfs_range around;
+	int err;
+
+	pages[0] = lock_pool_page(pool, r, size, &why);
+	if (!pages[0])
+		return why;
+	after = min3((unsigned long)FAULT_AROUND - slot, (unsigned long)r->nr,
+		     (vma->vm_end - addr) >> PAGE_SHIFT);
+	around = *r;
+	around.index++;
+	around.block++;
+	n = 1 + (after > 1 ? lock_neighbours(pool, &around, after - 1, size, pages + 1) : 0);
+	err = insert_pages(vma, addr, pages, n);
+	dedupfs_count(pool, DEDUPFS_HITS, n);
+	unlock_pages(pages, n);
+	if (err)
+		return err == -ENOMEM ? FAULT_OOM : FAULT_LOWER;
+
+	before = min3((unsigned long)slot, (unsigned long)r->index,
+		      (addr - vma->vm_start) >> PAGE_SHIFT);
+	if (before && dedupfs_map_lookup(map, r->index - before, &around) &&
+	    around.reason == DEDUPFS_POOLED && around.block + before == r->block) {
+		n = lock_neighbours(pool, &around, before, size, pages);
+		if (n)
+			insert_pages(vma, addr - ((unsigned long)before << PAGE_SHIFT), pages, n);
+		unlock_pages(pages, n);
+	}
+	return FAULT_MAPPED;
+}
+
+/* Map from the pool, or say why not.  On a write fault only vmf->page is set. */
+static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	struct dedupfs_map *map = smp_load_acquire(&di->map);
+	struct dedupfs_pool *pool = dedupfs_pool(inode);
+	enum fault_source source;
+	struct dedupfs_range r;
+	loff_t size;
+
+	if (!map)
+		return dedupfs_is_plain(di) ? FAULT_LOWER : FAULT_MISS;
+	if (!down_read_trylock(&map->zap_sem))
+		return FAULT_LOWER;
+	size = i_size_read(di->lower);
+	source = FAULT_MISS;
+	if (!dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
+		goto out;
+	source = FAULT_LOWER;
+	if (r.reason != DEDUPFS_POOLED || !dedupfs_valid_bytes(size, vmf->pgoff))
+		goto out;
+	if (vmf->flags & FAULT_FLAG_WRITE) {
+		/* A private copy is made of it: do_cow_fault() copies and unlocks. */
+		source = FAULT_MAPPED;
+		vmf->page = lock_pool_page(pool, &r, size, &source);
+	} else {
+		source = map_around(vmf, pool, map, &r, size);
+	}
+out:
+	up_read(&map->zap_sem);
+	return source;
+}
+
+/*
+ * May this fault wait for a fill once more?  Counted by page and not by
+ * FAULT_FLAG_TRIED, which MADV_POPULATE and mlock do not set.
+ */
+static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
+{
+	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY) || (vmf->flags & FAULT_FLAG_RETRY_NOWAIT) ||
+	    (vmf->flags & FAULT_FLAG_TRIED))
+		return false;
+	if (READ_ONCE(di->fault_index) != vmf->pgoff ||
+	    time_after(jiffies, READ_ONCE(di->fault_time) + 2 * FAULT_WAIT)) {
+		WRITE_ONCE(di->fault_index, vmf->pgoff);
+		WRITE_ONCE(di->fault_tries, 0);
+		WRITE_ONCE(di->fault_time, jiffies);
+	}
+	if (READ_ONCE(di->fault_tries) >= FAULT_TRIES)
+		return false;
+	WRITE_ONCE(di->fault_tries, di->fault_tries + 1);
+	return true;
+}
+
+/*
+ * Have a worker fill, and wait for it without the mmap lock.
+ * Return: VM_FAULT_RETRY with the lock dropped, or 0 with it held.
+ */
+static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
+{
+	struct file_ra_state *ra = &vmf->vma->vm_file->f_ra;
+	pgoff_t index = round_down(vmf->pgoff, FAULT_AROUND);
+	struct dedupfs_wait *wait;
+	unsigned int nr = DEDUPFS_FILL_MIN;
+	struct file *file;
+
+	if (vmf->vma->vm_flags & VM_RAND_READ)
+		nr = FAULT_AROUND;
+	else if (index == ra->start)
+		nr = min(ra->size * 2, DEDUPFS_FILL_MAX);
+	wait = dedupfs_wait_new();
+	if (!wait)
+		return 0;
+	if (!dedupfs_populate_async(inode, index, nr, dedupfs_wait_get(wait))) {
+		dedupfs_wait_put(wait);
+		dedupfs_wait_put(wait);
+		return 0;
+	}
+	ra->start = index + nr;
+	ra->size = nr;
+
+	/* The VMA may go as soon as its lock is dropped. */
+	file = get_file(vmf->vma->vm_file);
+	release_fault_lock(vmf);
+	wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT);
+	dedupfs_wait_put(wait);
+	fput(file);
+	return VM_FAULT_RETRY | VM_FAULT_MAJOR;
+}
+
+static vm_fault_t pooled_fault(struct vm_fault *vmf)
+{
+	struct inode *inode = file_inode(vmf->vma->vm_file);
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	vm_fault_t ret;
+
+	if ((vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED))
+		return filemap_fault(vmf);
+
+	switch (map_from_pool(vmf, inode)) {
+	case FAULT_MAPPED:
+		return vmf->flags & FAULT_FLAG_WRITE ? VM_FAULT_LOCKED : VM_FAULT_NOPAGE;
+	case FAULT_OOM:
+		return VM_FAULT_OOM;
+	case FAULT_AGAIN:
+		/* The access comes back here. */
+		cond_resched();
+		return VM_FAULT_NOPAGE;
+	case FAULT_LOWER:
+		break;
+	case FAULT_MISS:
+		if (dedupfs_lower_dirty(di->lower) &&
+		    !(READ_ONCE(di->map) && READ_ONCE(di->map->tracked)))
+			break;
+		if (may_wait(vmf, di)) {
+			ret = fill_for_fault(vmf, inode);
+			if (ret)
+				return ret;
+		}
+		break;
+	}
+	return filemap_fault(vmf);
+}
+
+/* Map what is around in the lower page cache, where the pool has nothing. */
+static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(file_inode(vmf->vma->vm_file));
+	struct dedupfs_map *map = smp_load_acquire(&di->map);
+	struct dedupfs_range r;
+
+	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r) ||
+	    r.reason == DEDUPFS_POOLED)
+		return 0;
+	return filemap_map_pages(vmf, start, min(end, r.index + r.nr - 1));
+}
+
+/*
+ * Call the lower filesystem's page_mkwrite as if the lower file were mapped:
+ * it looks at vm_file, page, and nothing else of the VMA.
+ */
+static vm_fault_t lower_page_mkwrite(struct vm_fault *vmf, struct file *lower)
+{
+	const struct vm_operations_struct *ops = DEDUPFS_SB(file_inode(vmf->vma->vm_file)->i_sb)->lower_vm_ops;
+	struct vm_area_struct vma = *vmf->vma;
+	struct vm_fault fault = {
+		.vma		= &vma,
+		.gfp_mask	= vmf->gfp_mask,
+		.pgoff		= vmf->pgoff,
+		.address	= vmf->address,
+		.real_address	= vmf->real_address,
+		.flags		= vmf->flags,
+		.page		= vmf->page,
+	};
+
+	vma.vm_file = lower;
+	vma.vm_ops = ops;
+	return ops->page_mkwrite(&fault);
+}
+
+static vm_fault_t page_mkwrite(struct vm_fault *vmf)
+{
+	struct file *file = vmf->vma->vm_file, *lower = READ_ONCE(file->private_data);
+	struct inode *inode = file_inode(file);
+	loff_t pos = (loff_t)vmf->pgoff << PAGE_SHIFT;
+	struct page *page = vmf->page;
+	vm_fault_t ret;
+
+	if (WARN_ON_ONCE(!lower))
+		return VM_FAULT_SIGBUS;
+
+	sb_start_pagefault(inode->i_sb);
+	if (READ_ONCE(page_folio(page)->mapping) != file->f_mapping) {
+		/*
+		 * A pool page, or one that was just truncated: the store comes
+		 * back as a write fault and gets a page of the lower cache.
+		 */
+		unmap_mapping_pages(file->f_mapping, vmf->pgoff, 1, false);
+		dedupfs_count(dedupfs_pool(inode), DEDUPFS_COPY_UPS, 1);
+		ret = VM_FAULT_NOPAGE;
+		goto out;
+	}
+	dedupfs_change_begin(inode, pos, pos + PAGE_SIZE - 1);
+	ret = lower_page_mkwrite(vmf, lower);
+	dedupfs_change_end(inode, pos, pos + PAGE_SIZE - 1);
+out:
+	sb_end_pagefault(inode->i_sb);
+	return ret;
+}
+
+static const struct vm_operations_struct plain_vm_ops = {
+	.fault		= filemap_fault,
+	.map_pages	= filemap_map_pages,
+	.page_mkwrite	= page_mkwrite,
+};
+
+static const struct vm_operations_struct pooled_vm_ops = {
+	.fault		= pooled_fault,
+	.map_pages	= pooled_map_pages,
+	.page_mkwrite	= page_mkwrite,
+};
+
+/** dedupfs_is_our_vma - are its stores seen by our page_mkwrite? */
+bool dedupfs_is_our_vma(const struct vm_area_struct *vma)
+{
+	return vma->vm_ops == &plain_vm_ops || vma->vm_ops == &pooled_vm_ops;
+}
+
+/* Learn the lower filesystem's vm_ops, from its own ->mmap on a copy of the VMA. */
+static int learn_lower_vm_ops(struct file *file, const struct vm_area_struct *vma)
+{
+	struct dedupfs_sb *sbi = DEDUPFS_SB(file_inode(file)->i_sb);
+	struct file *lower = dedupfs_lower_file(file);
+	struct vm_area_struct copy = *vma;
+	int err;
+
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	if (READ_ONCE(sbi->lower_vm_ops))
+		return 0;
+	if (!lower->f_op->mmap)
+		return -ENODEV;
+	copy.vm_file = lower;
+	copy.vm_ops = NULL;
+	err = lower->f_op->mmap(lower, &copy);
+	if (err)
+		return err;
+	if (copy.vm_file != lower || !copy.vm_ops || !copy.vm_ops->page_mkwrite)
+		return -ENODEV;
+	WRITE_ONCE(sbi->lower_vm_ops, copy.vm_ops);
+	return 0;
+}
+
+/**
+ * dedupfs_mmap - ->mmap
+ * @file:	upper file
+ * @vma:	new VMA
+ *
+ * What kind of VMA it gets was decided at open, because mmap_lock is held.
+ * A VMA of the plain kind stays right when the file becomes pooled later: it
+ * maps the lower page cache, which is always true.
+ *
+ * Return: 0 or -errno.
+ */
+int dedupfs_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(file_inode(file));
+	int err;
+
+	if (IS_DAX(di->lower) || !file->f_mapping->a_ops->read_folio)
+		return -ENODEV;
+	if ((vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) == (VM_SHARED | VM_MAYWRITE)) {
+		err = learn_lower_vm_ops(file, vma);
+		if (err)
+			return err;
+	}
+	file_accessed(file);
+	if (!READ_ONCE(di->map) && (dedupfs_is_plain(di) || dedupfs_lower_dirty(di->lower))) {
+		vma->vm_ops = &plain_vm_ops;
+		return 0;
+	}
+	/* vm_insert_pages() wants the first; huge pages would hide pool pages. */
+	vm_flags_set(vma, VM_MIXEDMAP | VM_NOHUGEPAGE);
+	vma->vm_ops = &pooled_vm_ops;
+	return 0;
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * FIEMAP from inside the kernel.
+ *
+ * ->fiemap copies extents to user memory.  In count mode it copies nothing
+ * and still calls fiemap_fill_next_extent() once for each extent; a passive
+ * ftrace_ops reads that function's arguments.  Our calls are told from all
+ * others by where the fiemap_extent_info lies: inside a collector of ours,
+ * which names itself and its task.  The number of extents seen must equal the
+ * number counted, or the answer is void.
+ *
+ * No locks.  The observer runs in the context of the ->fiemap that it sees.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <linux/fiemap.h>
+#include <linux/ftrace.h>
+#include <linux/module.h>
+#include "pool.h"
+
+struct collector {
+	struct fiemap_extent_info fi;
+	struct task_struct *task;
+	struct dedupfs_phys *out;
+	unsigned int max;
+	unsigned int seen;
+};
+
+static bool observer_registered;
+
+#ifdef CONFIG_DYNAMIC_FTRACE_WITH_REGS
+
+static void notrace observe(unsigned long ip, unsigned long parent_ip,
+			    struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	struct pt_regs *regs = ftrace_get_regs(fregs);
+	struct fiemap_extent_info *fi;
+	struct collector *c;
+	struct dedupfs_phys *p;
+
+	if (!regs)
+		return;
+	fi = (struct fiemap_extent_info *)regs_get_kernel_argument(regs, 0);
+	/* Addresses are compared before anything is read through them. */
+	c = container_of(fi, struct collector, fi);
+	if (fi->fi_extents_max || (__force void *)fi->fi_extents_start != c ||
+	    c->task != current)
+		return;
+
+	if (c->seen < c->max) {
+		p = &c->out[c->seen];
+		p->logical = regs_get_kernel_argument(regs, 1);
+		p->physical = regs_get_kernel_argument(regs, 2);
+		p->length = regs_get_kernel_argument(regs, 3);
+		p->flags = regs_get_kernel_argument(regs, 4);
+	}
+	c->seen++;
+}
+
+static struct ftrace_ops observer = {
+	.func	= observe,
+	.flags	= FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_PERMANENT,
+};
+
+/**
+ * dedupfs_fiemap_init - start to observe fiemap_fill_next_extent()
+ *
+ * Where that cannot work (no ftrace, lockdown, ftrace_enabled=0) the module
+ * loads all the same, and everything is plain.
+ *
+ * Return: 0.
+ */
+int dedupfs_fiemap_init(void)
+{
+	int err;
+
+	err = ftrace_set_filter_ip(&observer, (unsigned long)fiemap_fill_next_extent, 0, 0);
+	if (!err)
+		err = register_ftrace_function(&observer);
+	if (err)
+		pr_warn("cannot observe FIEMAP (error %d): nothing will be shared; check /proc/sys/kernel/ftrace_enabled and kernel lockdown\n",
+			err);
+	observer_registered = !err;
+	return 0;
+}
+
+/** dedupfs_fiemap_exit - stop observing */
+void dedupfs_fiemap_exit(void)
+{
+	if (observer_registered)
+		unregister_ftrace_function(&observer);
+}
+
+#else /* !CONFIG_DYNAMIC_FTRACE_WITH_REGS */
+
+int dedupfs_fiemap_init(void)
+{
+	pr_warn("this kernel has no ftrace with registers: nothing will be shared\n");
+	return 0;
+}
+
+void dedupfs_fiemap_exit(void)
+{
+}
+
+#endif
+
+/**
+ * dedupfs_fiemap - the physical extents of a range of a lower file
+ * @lower:	lower inode
+ * @start:	bytes, page aligned
+ * @len:	bytes
+ * @flags:	FIEMAP_FLAG_SYNC or 0
+ * @out:	extents, in file order; may reach beyond the range on btrfs
+ * @max:	room in @out
+ * @whole:	false if there were more than @max
+ *
+ * Context: may sleep; takes the lower i_rwsem (shared), so the caller holds
+ * neither that nor a page lock.
+ * Return: extents stored in @out, or -errno.  -EIO: the observer did not see
+ * what the filesystem counted.
+ */
+int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
+		   struct dedupfs_phys *out, unsigned int max, bool *whole)
+{
+	struct collector c = {
+		.fi.fi_flags	= flags,
+		.task		= current,
+		.out		= out,
+		.max		= max,
+	};
+	int err;
+
+	if (!observer_registered || !lower->i_op->fiemap)
+		return -EOPNOTSUPP;
+
+	c.fi.fi_extents_start = (__force struct fiemap_extent __user *)(void *)&c;
+	err = lower->i_op->fiemap(lower, &c.fi, start, len);
+	if (err < 0)
+		return err;
+	if (c.seen != c.fi.fi_extents_mapped)
+		return -EIO;
+	*whole = c.seen <= max;
+	return min(c.seen, max);
+}
+
+/**
+ * dedupfs_fiemap_works - does the observer see what the filesystem counts?
+ * @lower:	an inode of it, for example the root directory
+ *
+ * The self-test of a new pool: on @lower where it has ->fiemap, else only
+ * whether the observer is in place.  A mismatch later voids that one answer.
+ *
+ * Context: may sleep.
+ */
+bool dedupfs_fiemap_works(struct inode *lower)
+{
+	struct fiemap_extent_info fi;
+	struct dedupfs_phys p;
+	struct collector c = { .task = current, .out = &p, .max = 1 };
+
+	if (!observer_registered)
+		return false;
+	c.fi.fi_extents_start = (__force struct fiemap_extent __user *)(void *)&c;
+	fi = c.fi;
+	/* Once seen, once not: a call that is not ours must leave no trace. */
+	fiemap_fill_next_extent(&c.fi, PAGE_SIZE, 2 * PAGE_SIZE, 3 * PAGE_SIZE, 4);
+	fiemap_fill_next_extent(&fi, PAGE_SIZE, 2 * PAGE_SIZE, 3 * PAGE_SIZE, 4);
+	return c.seen == 1 && c.fi.fi_extents_mapped == 1 && p.logical == PAGE_SIZE &&
+	       p.physical == 2 * PAGE_SIZE && p.length == 3 * PAGE_SIZE && p.flags == 4;
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Open files, and what passes through to the lower file.
+ *
+ * The lower file is opened at once for writing, so that its errors come at
+ * open(2), and else at need: a warm open, read and close of a shared file
+ * opens nothing below.  It is opened with the caller's credentials and with
+ * FMODE_NONOTIFY, so that the mark of mark.c sees foreign changes only.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <asm/syscall.h>
+#include <linux/compat.h>
+#include <linux/file.h>
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+#include "pool.h"
+
+/* swapon(2) of a 32-bit program, on x86 and on arm64. */
+#define COMPAT_NR_SWAPON	87
+
+#define OPEN_ONLY_FLAGS	(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC)
+
+/**
+ * dedupfs_lower_file - the lower file of an open upper one
+ * @file:	upper file
+ *
+ * Context: may sleep.
+ * Return: the lower file, which lives as long as the upper one, or ERR_PTR.
+ */
+struct file *dedupfs_lower_file(struct file *file)
+{
+	struct file *lower = smp_load_acquire(&file->private_data), *old;
+	struct path path;
+
+	if (lower)
+		return lower;
+	dedupfs_lower_path(file->f_path.dentry, &path);
+	lower = dentry_open(&path, (file->f_flags & ~OPEN_ONLY_FLAGS) | O_NOATIME |
+			    (__force int)FMODE_NONOTIFY, file->f_cred);
+	if (IS_ERR(lower))
+		return lower;
+	/* Errors since the upper open are this descriptor's to report. */
+	lower->f_wb_err = file->f_wb_err;
+	old = cmpxchg(&file->private_data, NULL, lower);
+	if (old) {
+		fput(lower);
+		return old;
+	}
+	return lower;
+}
+
+/*
+ * f_mapping is the lower filesystem's, so swapon(2) would hand our file to its
+ * swap_activate, which takes it for one of its own.  Nothing else tells the
+ * two apart in time but the system call itself.
+ */
+static bool opened_by_swapon(void)
+{
+	int nr = syscall_get_nr(current, current_pt_regs());
+
+#ifdef CONFIG_COMPAT
+	if (in_compat_syscall())
+		return nr == COMPAT_NR_SWAPON;
+#endif
+	return nr == __NR_swapon;
+}
+
+static int file_open(struct inode *inode, struct file *file)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	struct file *lower;
+
+	if (unlikely(opened_by_swapon())) {
+		pr_warn_ratelimited("%pD: swap files are not supported; use the file below the mount\n",
+				    file);
+		return -EINVAL;
+	}
+	file->private_data = NULL;
+	if (file->f_mode & FMODE_WRITE) {
+		atomic_inc(&di->lower_writers);
+		lower = dedupfs_lower_file(file);
+		if (IS_ERR(lower)) {
+			atomic_dec(&di->lower_writers);
+			return PTR_ERR(lower);
+		}
+	}
+	file->f_mode |= FMODE_CAN_ODIRECT;
+	if (i_size_read(inode) != i_size_read(di->lower))
+		dedupfs_copy_attr(inode);
+	if (file->f_mode & FMODE_READ)
+		dedupfs_decide(inode);
+	return 0;
+}
+
+static int file_release(struct inode *inode, struct file *file)
+{
+	struct file *lower = file->private_data;
+
+	if (lower)
+		fput(lower);
+	if (file->f_mode & FMODE_WRITE)
+		atomic_dec(&DEDUPFS_I(inode)->lower_writers);
+	return 0;
+}
+
+static loff_t file_llseek(struct file *file, loff_t offset, int whence)
+{
+	struct inode *lower_inode = dedupfs_lower(file_inode(file));
+	struct file *lower;
+
+	if (whence != SEEK_DATA && whence != SEEK_HOLE)
+		return generic_file_llseek_size(file, offset, whence,
+						lower_inode->i_sb->s_maxbytes,
+						i_size_read(lower_inode));
+	lower = dedupfs_lower_file(file);
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	offset = vfs_llseek(lower, offset, whence);
+	if (offset < 0)
+		return offset;
+	return vfs_setpos(file, offset, lower_inode->i_sb->s_maxbytes);
+}
+
+static int file_fsync(struct file *file, loff_t start, loff_t end, int datasync)
+{
+	struct file *lower = dedupfs_lower_file(file);
+
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	return vfs_fsync_range(lower, start, end, datasync);
+}
+
+static int file_flush(struct file *file, fl_owner_t id)
+{
+	struct file *lower = READ_ONCE(file->private_data);
+
+	if (lower && lower->f_op->flush)
+		return lower->f_op->flush(lower, id);
+	return 0;
+}
+
+/**
+ * dedupfs_data_init_once - constructor of the data part of an upper inode
+ * @di:		in the slab
+ */
+void dedupfs_data_init_once(struct dedupfs_inode *di)
+{
+	di->lower = NULL;
+	di->map = NULL;
+}
+
+/** dedupfs_data_init - a fresh upper inode */
+void dedupfs_data_init(struct dedupfs_inode *di)
+{
+	di->lower = NULL;
+	di->map = NULL;
+	atomic_set(&di->changing, 0);
+	atomic_set(&di->change_seq, 0);
+	di->plain_at = DEDUPFS_UNARMED;
+	di->fault_index = ULONG_MAX;
+	di->fault_tries = 0;
+	di->fault_time = jiffies;
+	atomic_set(&di->lower_writers, 0);
+}
+
+/**
+ * dedupfs_data_evict - the upper inode goes; its map may stay
+ * @di:		regular upper inode; the lower one is still held
+ *
+ * Context: may sleep.
+ */
+void dedupfs_data_evict(struct dedupfs_inode *di)
+{
+	dedupfs_map_leave(di);
+}
+
+const struct file_operations dedupfs_file_fops = {
+	.open			= file_open,
+	.release		= file_release,
+	.flush			= file_flush,
+	.llseek			= file_llseek,
+	.read_iter		= dedupfs_read_iter,
+	.write_iter		= dedupfs_write_iter,
+	.mmap			= dedupfs_mmap,
+	.fsync			= file_fsync,
+	.fallocate		= dedupfs_fallocate,
+	.fadvise		= dedupfs_fadvise,
+	.splice_read		= dedupfs_splice_read,
+	.splice_write		= iter_file_splice_write,
+	.copy_file_range	= dedupfs_copy_file_range,
+	.remap_file_range	= dedupfs_remap_file_range,
+};

@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Upper inodes and their attributes.
+ *
+ * There is one upper inode for one lower inode; the address of the lower one,
+ * which the upper one holds, is the key.  The lower inode is always right: its
+ * attributes are copied up where the VFS looks at them, and permissions and
+ * changes are decided below with the caller's credentials.  A regular file
+ * borrows the lower page cache: i_mapping is the lower inode's.
+ *
+ * Lock order: upper i_rwsem -> lower sb_writers -> lower i_rwsem.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/fs.h>
+#include <linux/exportfs.h>
+#include <linux/fileattr.h>
+#include <linux/magic.h>
+#include <linux/mount.h>
+#include <linux/posix_acl.h>
+#include <linux/security.h>
+#include <linux/stat.h>
+
+#include "dedupfs.h"
+
+#define COPIED_FLAGS	(S_SYNC | S_NOATIME | S_APPEND | S_IMMUTABLE | S_DIRSYNC)
+
+/* The start of a btrfs file handle. */
+struct btrfs_fid_start {
+	u64 objectid;
+	u64 root_objectid;
+	u32 gen;
+} __packed;
+
+#define BTRFS_TOP_LEVEL		5	/* id of the top-level subvolume */
+#define BTRFS_ROOT_SHIFT	40
+
+/**
+ * dedupfs_ino - the inode number that users of the upper filesystem see
+ * @lower: lower inode
+ *
+ * btrfs numbers the inodes of each subvolume alike.  A file handle names the
+ * subvolume; its id, in the high bits, makes the number unique, and the same
+ * after each mount.
+ *
+ * Return: inode number.
+ */
+u64 dedupfs_ino(struct inode *lower)
+{
+	const struct export_operations *ops = lower->i_sb->s_export_op;
+	struct btrfs_fid_start fid[2];
+	int len = sizeof(fid) / (sizeof(u32));
+	int type;
+
+	if (lower->i_sb->s_magic != BTRFS_SUPER_MAGIC || !ops || !ops->encode_fh)
+		return lower->i_ino;
+	type = ops->encode_fh(lower, (__u32 *)fid, &len, NULL);
+	if (type != FILEID_BTRFS_WITHOUT_PARENT)
+		return lower->i_ino;
+	if (fid->root_objectid == BTRFS_TOP_LEVEL)
+		return fid->objectid;
+	return fid->objectid ^ rol64(fid->root_objectid, BTRFS_ROOT_SHIFT);
+}
+
+static int inode_is_on(struct inode *inode, void *lower)
+{
+	return dedupfs_lower(inode) == lower;
+}
+
+static int put_inode_on(struct inode *inode, void *lower)
+{
+	ihold(lower);
+	DEDUPFS_I(inode)->lower = lower;
+	return 0;
+}
+
+static void init_inode(struct inode *inode)
+{
+	struct inode *lower = dedupfs_lower(inode);
+
+	inode->i_ino = dedupfs_ino(lower);
+	inode->i_generation = lower->i_generation;
+	inode->i_mode = lower->i_mode;
+	inode->i_acl = ACL_DONT_CACHE;
+	inode->i_default_acl = ACL_DONT_CACHE;
+	switch (lower->i_mode & S_IFMT) {
+	case S_IFREG:
+		inode->i_op = &dedupfs_file_iops;
+		inode->i_fop = &dedupfs_file_fops;
+		inode->i_mapping = lower->i_mapping;
+		break;
+	case S_IFDIR:
+		inode->i_op = &dedupfs_dir_iops;
+		inode->i_fop = &dedupfs_dir_fops;
+		break;
+	case S_IFLNK:
+		inode->i_op = &dedupfs_symlink_iops;
+		break;
+	default:
+		inode->i_op = &dedupfs_special_iops;
+		init_special_inode(inode, lower->i_mode, lower->i_rdev);
+		break;
+	}
+	dedupfs_copy_attr(inode);
+}
+
+/**
+ * dedupfs_iget - the upper inode on a lower inode, made if need be
+ * @sb: upper superblock
+ * @lower: lower inode; the upper one takes its own reference
+ *
+ * Context: may sleep.
+ * Return: referenced inode, or ERR_PTR(-ENOMEM).
+ */
+struct inode *dedupfs_iget(struct super_block *sb, struct inode *lower)
+{
+	struct inode *inode;
+
+	inode = iget5_locked(sb, (unsigned long)lower, inode_is_on, put_inode_on, lower);
+	if (!inode)
+		return ERR_PTR(-ENOMEM);
+	if (inode->i_state & I_NEW) {
+		init_inode(inode);
+		unlock_new_inode(inode);
+	} else {
+		dedupfs_copy_attr(inode);
+	}
+	return inode;
+}
+
+/* A link count that passes zero is counted in the superblock: one at a time. */
+static void copy_nlink(struct inode *inode, const struct inode *lower)
+{
+	unsigned int nlink = READ_ONCE(lower->i_nlink);
+
+	if (inode->i_nlink == nlink)
+		return;
+	spin_lock(&inode->i_lock);
+	set_nlink(inode, nlink);
+	spin_unlock(&inode->i_lock);
+}
+
+static bool owner_differs(const struct inode *inode, const struct inode *lower)
+{
+	return inode->i_mode != lower->i_mode ||
+	       !uid_eq(inode->i_uid, lower->i_uid) ||
+	       !gid_eq(inode->i_gid, lower->i_gid);
+}
+
+/**
+ * dedupfs_copy_attr - copy the lower inode's attributes to the upper one
+ * @inode: upper inode
+ *
+ * Context: any that holds no i_lock; no other lock is needed, as the lower
+ * attributes can change at any time anyway.
+ */
+void dedupfs_copy_attr(struct inode *inode)
+{
+	struct inode *lower = dedupfs_lower(inode);
+	loff_t size = i_size_read(lower);
+
+	if (owner_differs(inode, lower)) {
+		inode->i_mode = lower->i_mode;
+		inode->i_uid = lower->i_uid;
+		inode->i_gid = lower->i_gid;
+	}
+	inode_set_atime_to_ts(inode, inode_get_atime(lower));
+	inode_set_mtime_to_ts(inode, inode_get_mtime(lower));
+	inode_set_ctime_to_ts(inode, inode_get_ctime(lower));
+	inode->i_blkbits = lower->i_blkbits;
+	inode->i_blocks = lower->i_blocks;
+	if ((inode->i_flags ^ lower->i_flags) & COPIED_FLAGS)
+		inode_set_flags(inode, lower->i_flags & COPIED_FLAGS, COPIED_FLAGS);
+	copy_nlink(inode, lower);
+	if (i_size_read(inode) != size)
+		i_size_write(inode, size);
+}
+
+/**
+ * dedupfs_permission - may the caller do that to the file?
+ * @idmap: of the upper mount; never other than the identity
+ * @inode: upper inode
+ * @mask: MAY_*
+ *
+ * The lower filesystem decides.  The VFS asks about the upper inode's owner
+ * and mode itself in places: keep them right on the way.
+ *
+ * Context: with MAY_NOT_BLOCK under RCU alone.
+ * Return: 0, or a negative error; -ECHILD asks to call again without RCU.
+ */
+int dedupfs_permission(struct mnt_idmap *idmap, struct inode *inode, int mask)
+{
+	struct inode *lower = dedupfs_lower(inode);
+
+	if (unlikely(owner_differs(inode, lower))) {
+		if (mask & MAY_NOT_BLOCK)
+			return -ECHILD;
+		dedupfs_copy_attr(inode);
+	}
+	return inode_permission(&nop_mnt_idmap, lower, mask);
+}
+
+/**
+ * dedupfs_getattr - stat: the lower file's answer with the upper identity
+ * @idmap: of the upper mount
+ * @path: upper path
+ * @stat: the answer
+ * @request_mask: STATX_* that the caller wants
+ * @flags: AT_STATX_*
+ *
+ * Return: 0, or a negative error of the lower filesystem.
+ */
+int dedupfs_getattr(struct mnt_idmap *idmap, const struct path *path,
+		    struct kstat *stat, u32 request_mask, unsigned int flags)
+{
+	struct inode *inode = d_inode(path->dentry);
+	struct path lower;
+	int err;
+
+	dedupfs_lower_path(path->dentry, &lower);
+	err = vfs_getattr_nosec(&lower, stat, request_mask, flags);
+	if (err)
+		return err;
+	dedupfs_copy_attr(inode);
+	stat->dev = inode->i_sb->s_dev;
+	stat->ino = inode->i_ino;
+	return 0;
+}
+
+/*
+ * The VFS made a mode of "kill setuid" from the upper mode: the lower
+ * filesystem makes its own.  A file becomes the lower file.
+ */
+static int lower_iattr(const struct iattr *attr, struct iattr *lower)
+{
+	*lower = *attr;
+	if (lower->ia_valid & (ATTR_KILL_SUID | ATTR_KILL_SGID))
+		lower->ia_valid &= ~ATTR_MODE;
+	if (lower->ia_valid & ATTR_FILE) {
+		lower->ia_file = dedupfs_lower_file(attr->ia_file);
+		if (IS_ERR(lower->ia_file))
+			return PTR_ERR(lower->ia_file);
+	}
+	return 0;
+}
+
+/* Change attributes below; wait for the holder of an NFS delegation there. */
+static int change_lower(struct dentry *lower, const struct iattr *attr)
+{
+	struct inode *inode = d_inode(lower);
+	struct inode *delegated = NULL;
+	struct iattr ia;
+	int err;
+
+	do {
+		ia = *attr;
+		inode_lock(inode);
+		err = notify_change(&nop_mnt_idmap, lower, &ia, &delegated);
+		inode_unlock(inode);
+		if (!delegated)
+			return err;
+		err = break_deleg_wait(&delegated);
+	} while (!err);
+	return err;
+}
+
+static int change_size(struct inode *inode, struct dentry *lower, const struct iattr *attr)
+{
+	struct inode *lower_inode = d_inode(lower);
+	loff_t start;
+	int err;
+
+	start = round_down(min(i_size_read(lower_inode), attr->ia_size), PAGE_SIZE);
+	err = dedupfs_truncate_begin(inode, start);
+	if (err)
+		return err;
+	err = change_lower(lower, attr);
+	dedupfs_copy_attr(inode);
+	dedupfs_truncate_end(inode, start);
+	return err;
+}
+
+static int change_attr(struct inode *inode, struct dentry *lower, const struct iattr *attr)
+{
+	int err;
+
+	if (S_ISREG(inode->i_mode))
+		dedupfs_touch_begin(inode);
+	err = change_lower(lower, attr);
+	if (S_ISREG(inode->i_mode))
+		dedupfs_touch_end(inode);
+	dedupfs_copy_attr(inode);
+	return err;
+}
+
+/**
+ * dedupfs_setattr - chmod, chown, utimes, truncate: done by the lower file
+ * @idmap: of the upper mount
+ * @dentry: upper dentry
+ * @attr: what to change
+ *
+ * Context: holds the upper i_rwsem.
+ * Return: 0, or a negative error of the lower filesystem.
+ */
+int dedupfs_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr *attr)
+{
+	struct inode *inode = d_inode(dentry);
+	struct path lower;
+	struct iattr ia;
+	int err;
+
+	err = lower_iattr(attr, &ia);
+	if (err)
+		return err;
+	dedupfs_lower_path(dentry, &lower);
+	err = mnt_want_write(lower.mnt);
+	if (err)
+		return err;
+	if (ia.ia_valid & ATTR_SIZE)
+		err = change_size(inode, lower.dentry, &ia);
+	else
+		err = change_attr(inode, lower.dentry, &ia);
+	mnt_drop_write(lower.mnt);
+	return err;
+}
+
+/** dedupfs_fileattr_get - chattr flags and project of the lower file */
+int dedupfs_fileattr_get(struct dentry *dentry, struct fileattr *fa)
+{
+	return vfs_fileattr_get(dedupfs_lower_dentry(dentry), fa);
+}
+
+/**
+ * dedupfs_fileattr_set - change flags and project of the lower file
+ * @idmap: of the upper mount
+ * @dentry: upper dentry
+ * @fa: what to change
+ *
+ * Context: holds the upper i_rwsem.
+ * Return: 0, or a negative error of the lower filesystem.
+ */
+int dedupfs_fileattr_set(struct mnt_idmap *idmap, struct dentry *dentry, struct fileattr *fa)
+{
+	struct inode *inode = d_inode(dentry);
+	struct path lower;
+	int err;
+
+	dedupfs_lower_path(dentry, &lower);
+	err = mnt_want_write(lower.mnt);
+	if (err)
+		return err;
+	if (S_ISREG(inode->i_mode))
+		dedupfs_touch_begin(inode);
+	err = vfs_fileattr_set(&nop_mnt_idmap, lower.dentry, fa);
+	if (S_ISREG(inode->i_mode))
+		dedupfs_touch_end(inode);
+	mnt_drop_write(lower.mnt);
+	dedupfs_copy_attr(inode);
+	return err;
+}
+
+/**
+ * dedupfs_update_time - the VFS wants the access time moved
+ * @inode: upper inode
+ * @flags: S_ATIME, S_MTIME and so on
+ *
+ * The lower file's own rules (noatime, relatime) have the last word.  The
+ * other times move below as data is written there.
+ *
+ * Return: 0.
+ */
+int dedupfs_update_time(struct inode *inode, int flags)
+{
+	struct inode *lower = dedupfs_lower(inode);
+	struct path path;
+
+	if (!(flags & S_ATIME))
+		return 0;
+	path.mnt = DEDUPFS_SB(inode->i_sb)->lower.mnt;
+	path.dentry = d_find_any_alias(lower);
+	if (!path.dentry)
+		return 0;
+	if (S_ISREG(inode->i_mode))
+		dedupfs_touch_begin(inode);
+	touch_atime(&path);
+	if (S_ISREG(inode->i_mode))
+		dedupfs_touch_end(inode);
+	dput(path.dentry);
+	inode_set_atime_to_ts(inode, inode_get_atime(lower));
+	return 0;
+}
+
+static const char *dedupfs_get_link(struct dentry *dentry, struct inode *inode,
+				    struct delayed_call *done)
+{
+	struct inode *lower = dedupfs_lower(inode);
+	const char *link;
+
+	if (dentry)
+		return vfs_get_link(dedupfs_lower_dentry(dentry), done);
+	link = READ_ONCE(lower->i_link);
+	if (link)
+		return link;
+	return lower->i_op->get_link(NULL, lower, done);
+}
+
+static int dedupfs_fiemap(struct inode *inode, struct fiemap_extent_info *fieinfo,
+			  u64 start, u64 len)
+{
+	struct inode *lower = dedupfs_lower(inode);
+
+	if (!lower->i_op->fiemap)
+		return -EOPNOTSUPP;
+	return lower->i_op->fiemap(lower, fieinfo, start, len);
+}
+
+const struct inode_operations dedupfs_file_iops = {
+	.permission	= dedupfs_permission,
+	.getattr	= dedupfs_getattr,
+	.setattr	= dedupfs_setattr,
+	.listxattr	= dedupfs_listxattr,
+	DEDUPFS_ACL_OPS(dedupfs_get_inode_acl, dedupfs_set_acl),
+	.fileattr_get	= dedupfs_fileattr_get,
+	.fileattr_set	= dedupfs_fileattr_set,
+	.update_time	= DEDUPFS_UPDATE_TIME,
+	.fiemap		= dedupfs_fiemap,
+};
+
+const struct inode_operations dedupfs_symlink_iops = {
+	.get_link	= dedupfs_get_link,
+	.permission	= dedupfs_permission,
+	.getattr	= dedupfs_getattr,
+	.setattr	= dedupfs_setattr,
+	.listxattr	= dedupfs_listxattr,
+	.update_time	= DEDUPFS_UPDATE_TIME,
+};
+
+const struct inode_operations dedupfs_special_iops = {
+	.permission	= dedupfs_permission,
+	.getattr	= dedupfs_getattr,
+	.setattr	= dedupfs_setattr,
+	.listxattr	= dedupfs_listxattr,
+	DEDUPFS_ACL_OPS(dedupfs_get_inode_acl, dedupfs_set_acl),
+	.update_time	= DEDUPFS_UPDATE_TIME,
+};

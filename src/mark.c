@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Telling foreign changes of a lower file from our own (rule 5).
+ *
+ * Our own operations (write, chmod, link, ...) move the lower change counter
+ * as anybody else's do.  The baseline may be carried over them only if no
+ * foreign change can hide among them.  An fsnotify mark on the lower inode,
+ * set before our first modification, sees every foreign write, truncate and
+ * close of a descriptor that was open for writing; one that is still open
+ * shows in i_writecount, a writable mapping in the i_mmap tree.  Files that
+ * we open below are FMODE_NONOTIFY, and metadata alone changes no content.
+ *
+ * Locks: none but fsnotify's own; the event runs in the writer's context,
+ * before its system call returns.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <linux/fsnotify_backend.h>
+#include <linux/slab.h>
+#include "pool.h"
+
+/* Since 6.7 every group is safe in reclaim. */
+#ifndef FSNOTIFY_GROUP_NOFS
+#define FSNOTIFY_GROUP_NOFS	0
+#endif
+
+#define MARK_EVENTS	(FS_MODIFY | FS_CLOSE_WRITE)
+
+struct dedupfs_mark {
+	struct fsnotify_mark fsn;
+	struct dedupfs_map *map;	/* cleared by dedupfs_mark_remove() */
+	spinlock_t lock;		/* protects @map */
+};
+
+static struct fsnotify_group *group;
+
+
+static int handle_event(struct fsnotify_mark *fsn, u32 mask, struct inode *inode,
+			struct inode *dir, const struct qstr *name, u32 cookie)
+{
+	struct dedupfs_mark *mark = container_of(fsn, struct dedupfs_mark, fsn);
+
+	spin_lock(&mark->lock);
+	if (mark->map && READ_ONCE(mark->map->truncating) != current)
+		WRITE_ONCE(mark->map->foreign, true);
+	spin_unlock(&mark->lock);
+	return 0;
+}
+
+static void free_mark(struct fsnotify_mark *fsn)
+{
+	kfree(container_of(fsn, struct dedupfs_mark, fsn));
+}
+
+static const struct fsnotify_ops mark_ops = {
+	.handle_inode_event	= handle_event,
+	.free_mark		= free_mark,
+};
+
+/* Return: true if the lower inode of the map has its mark. */
+static bool mark_add(struct dedupfs_map *map)
+{
+	struct dedupfs_mark *mark;
+
+	if (READ_ONCE(map->mark))
+		return true;
+	mark = kzalloc(sizeof(*mark), GFP_NOFS);
+	if (!mark)
+		return false;
+	spin_lock_init(&mark->lock);
+	mark->map = map;
+	fsnotify_init_mark(&mark->fsn, group);
+	mark->fsn.mask = MARK_EVENTS;
+	if (fsnotify_add_inode_mark(&mark->fsn, map->lower, 0)) {
+		fsnotify_put_mark(&mark->fsn);
+		/* -EEXIST: another of our operations was faster. */
+		return READ_ONCE(map->mark);
+	}
+	smp_store_release(&map->mark, mark);
+	return true;
+}
+
+/**
+ * dedupfs_mark_remove - a map is freed
+ * @map:	map; nobody else has a reference
+ *
+ * Context: may sleep.
+ */
+void dedupfs_mark_remove(struct dedupfs_map *map)
+{
+	struct dedupfs_mark *mark = map->mark;
+
+	if (!mark)
+		return;
+	spin_lock(&mark->lock);
+	mark->map = NULL;
+	spin_unlock(&mark->lock);
+	fsnotify_destroy_mark(&mark->fsn, group);
+	fsnotify_put_mark(&mark->fsn);
+}
+
+/* Has anybody but us the lower file open for writing? */
+static bool foreign_writers(struct dedupfs_inode *di)
+{
+	return atomic_read(&di->lower->i_writecount) > atomic_read(&di->lower_writers);
+}
+
+/**
+ * dedupfs_only_ours - can only changes of ours have moved the counter?
+ * @di:		upper inode
+ * @map:	its map
+ *
+ * Since the baseline.  The caller looks for foreign writable mappings as well.
+ *
+ * Context: any.
+ */
+bool dedupfs_only_ours(struct dedupfs_inode *di, struct dedupfs_map *map)
+{
+	return READ_ONCE(map->tracked) && !READ_ONCE(map->foreign) && !foreign_writers(di);
+}
+
+/**
+ * dedupfs_track - an operation of ours is about to move the counter
+ * @di:		upper inode
+ * @map:	its map
+ *
+ * Context: may sleep; may be a fault (takes no lower i_rwsem).
+ */
+void dedupfs_track(struct dedupfs_inode *di, struct dedupfs_map *map)
+{
+	if (READ_ONCE(map->tracked) || !dedupfs_map_valid(map) || !mark_add(map))
+		return;
+	WRITE_ONCE(map->foreign, false);
+	/* The mark is in place before the counter and the writers are looked at. */
+	smp_mb();
+	if (foreign_writers(di) || dedupfs_foreign_mapping(di))
+		return;
+	spin_lock(&map->lock);
+	if (dedupfs_map_valid(map))
+		WRITE_ONCE(map->tracked, true);
+	spin_unlock(&map->lock);
+}
+
+/** dedupfs_mark_init - at module load.  Return: 0 or -errno. */
+int dedupfs_mark_init(void)
+{
+	group = fsnotify_alloc_group(&mark_ops, FSNOTIFY_GROUP_NOFS);
+	return PTR_ERR_OR_ZERO(group);
+}
+
+/** dedupfs_mark_exit - at module unload; no mark is left but in RCU's hands */
+void dedupfs_mark_exit(void)
+{
+	fsnotify_put_group(group);
+	fsnotify_wait_marks_destroyed();
+}

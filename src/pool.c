@@ -1,0 +1,628 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The pool: block-keyed entries and the fills that make them.
+ *
+ * A pool page is memory of the module's own: off the LRU, mapping == NULL,
+ * index = its physical block, private = how many of its bytes are data (the
+ * rest is zeroes).  It is never written once it is published, and is in the
+ * pool only while an attached extent covers its block (rules 1 and 2).
+ *
+ * The block index holds no page pointers but value entries in the way of
+ * fs/dax.c:
+ *
+ *	bit 0		FILLING: being read from disk by whoever holds its
+ *			page lock; nobody else may look at it or map it
+ *	bits 1...	page frame number
+ *
+ * An entry is turned from FILLING into published, and is erased, under the
+ * xa_lock.  A page is mapped only under its page lock, with its entry read
+ * again under it; evict erases under the page lock, too.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <linux/bvec.h>
+#include <linux/cred.h>
+#include <linux/dcache.h>
+#include <linux/magic.h>
+#include <linux/module.h>
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+#include <linux/uio.h>
+#include "pool.h"
+
+#define ENTRY_FILLING	1UL
+#define ENTRY_PFN_SHIFT	1
+
+static void *entry_make(struct page *page, unsigned long flags)
+{
+	return xa_mk_value(page_to_pfn(page) << ENTRY_PFN_SHIFT | flags);
+}
+
+static struct page *entry_page(void *entry)
+{
+	return pfn_to_page(xa_to_value(entry) >> ENTRY_PFN_SHIFT);
+}
+
+static bool entry_filling(void *entry)
+{
+	return xa_to_value(entry) & ENTRY_FILLING;
+}
+
+/* Entries */
+
+/**
+ * dedupfs_pool_find - the page of a block
+ * @pool:	pool
+ * @block:	physical block, in pages
+ * @filling:	true if the page is there but still being filled
+ *
+ * Context: any that may take an RCU read lock.
+ * Return: the page with a reference, published or (@filling) not; or NULL.
+ */
+struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filling)
+{
+	struct page *page = NULL;
+	void *entry;
+
+	*filling = false;
+	rcu_read_lock();
+	while ((entry = xa_load(&pool->entries, block))) {
+		page = entry_page(entry);
+		if (get_page_unless_zero(page)) {
+			/* It may have been freed and taken by another owner. */
+			if (likely(xa_load(&pool->entries, block) == entry)) {
+				*filling = entry_filling(entry);
+				break;
+			}
+			put_page(page);
+		}
+		page = NULL;
+		cpu_relax();
+	}
+	rcu_read_unlock();
+	return page;
+}
+
+/**
+ * dedupfs_pool_find_batch - published pages of consecutive blocks
+ * @pool:	pool
+ * @block:	first physical block, in pages
+ * @nr:		how many at most
+ * @pages:	filled with pages, each with a reference
+ *
+ * Stops at the first block that has no published page.
+ *
+ * Context: any that may take an RCU read lock.
+ * Return: the number of pages.
+ */
+unsigned int dedupfs_pool_find_batch(struct dedupfs_pool *pool, u64 block, unsigned int nr,
+				     struct page **pages)
+{
+	XA_STATE(xas, &pool->entries, block);
+	unsigned int n = 0;
+	struct page *page;
+	void *entry;
+
+	rcu_read_lock();
+	for (entry = xas_load(&xas); n < nr; entry = xas_next(&xas)) {
+		if (xas_retry(&xas, entry)) {
+			/* The walk starts again at the block it stood at. */
+			entry = xas_load(&xas);
+			if (xas_retry(&xas, entry))
+				break;
+		}
+		if (!xa_is_value(entry) || entry_filling(entry))
+			break;
+		page = entry_page(entry);
+		if (!get_page_unless_zero(page))
+			break;
+		if (unlikely(xas_reload(&xas) != entry)) {
+			put_page(page);
+			break;
+		}
+		pages[n++] = page;
+	}
+	rcu_read_unlock();
+	return n;
+}
+
+/**
+ * dedupfs_pool_has - is a page still the published page of its block?
+ * @pool:	pool
+ * @page:	a page found in it; the caller holds a reference and, if the
+ *		answer is to last, the page lock
+ */
+bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page)
+{
+	return xa_load(&pool->entries, page->index) == entry_make(page, 0);
+}
+
+/** dedupfs_pool_any - is there any published page in a range of blocks? */
+bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
+{
+	unsigned long index;
+	void *entry;
+
+	xa_for_each_range(&pool->entries, index, entry, block, block + nr - 1)
+		if (!entry_filling(entry))
+			return true;
+	return false;
+}
+
+static void page_gone(struct dedupfs_pool *pool, struct page *page)
+{
+	dedupfs_lru_del(pool, page);
+	atomic_long_dec(&pool->nr_pages);
+	put_page(page);
+}
+
+/**
+ * dedupfs_pool_erase - take a published page out of the pool
+ * @pool:	pool
+ * @page:	the caller holds a reference of its own and the page lock
+ *
+ * Return: true if it was in the pool until now.
+ */
+bool dedupfs_pool_erase(struct dedupfs_pool *pool, struct page *page)
+{
+	void *entry = entry_make(page, 0);
+
+	if (xa_cmpxchg(&pool->entries, page->index, entry, NULL, GFP_NOWAIT) != entry)
+		return false;
+	page_gone(pool, page);
+	return true;
+}
+
+/* Drop published pages of [first, last]; those being filled are their filler's. */
+static void drop_range(struct dedupfs_pool *pool, u64 first, u64 last)
+{
+	struct page *pages[DEDUPFS_BATCH];
+	unsigned int n, i;
+	void *entry;
+
+	do {
+		XA_STATE(xas, &pool->entries, first);
+
+		n = 0;
+		xas_lock(&xas);
+		xas_for_each(&xas, entry, last) {
+			if (entry_filling(entry))
+				continue;
+			pages[n++] = entry_page(entry);
+			xas_store(&xas, NULL);
+			first = xas.xa_index + 1;
+			if (n == ARRAY_SIZE(pages))
+				break;
+		}
+		xas_unlock(&xas);
+		for (i = 0; i < n; i++)
+			page_gone(pool, pages[i]);
+	} while (n == ARRAY_SIZE(pages) && first <= last);
+}
+
+/**
+ * dedupfs_pool_drop_uncovered - drop the pages that no attached extent covers
+ * @pool:	pool
+ * @block:	physical block, in pages
+ * @nr:		blocks
+ *
+ * Rule 1: the last detach frees.
+ *
+ * Context: pool->sem held for writing.
+ */
+void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr)
+{
+	u64 end = block + nr, next;
+
+	lockdep_assert_held_write(&pool->sem);
+	while (block < end) {
+		if (!dedupfs_covered(pool, block, &next))
+			drop_range(pool, block, min(next, end) - 1);
+		block = next;
+	}
+}
+
+/* Fills */
+
+/*
+ * A fill owns the FILLING entries, and the page locks, of up to
+ * DEDUPFS_FILL_MAX consecutive file pages; pages[i] is NULL where the pool
+ * had the page already, or where the file has nothing for the pool.
+ */
+struct dedupfs_fill {
+	struct dedupfs_pool *pool;
+	pgoff_t index;
+	unsigned int nr;
+	unsigned int missing;
+	unsigned int published;
+	struct page *pages[DEDUPFS_FILL_MAX];
+	struct bio_vec bvec[DEDUPFS_FILL_MAX];
+};
+
+#define FILL_GFP (GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY | __GFP_RECLAIMABLE)
+
+/* Claim one block.  Return: 1 claimed, 0 somebody has it, -EBUSY: filling, -ENOMEM. */
+static int claim_block(struct dedupfs_fill *fill, unsigned int i, u64 block)
+{
+	struct page *page;
+	void *entry;
+	int err;
+
+	entry = xa_load(&fill->pool->entries, block);
+	if (entry)
+		return entry_filling(entry) ? -EBUSY : 0;
+
+	page = alloc_page(FILL_GFP);
+	if (!page)
+		return -ENOMEM;
+	page->index = block;
+	__SetPageLocked(page);
+	err = xa_insert(&fill->pool->entries, block, entry_make(page, ENTRY_FILLING),
+			GFP_KERNEL | __GFP_NOWARN);
+	if (err) {
+		__ClearPageLocked(page);
+		put_page(page);
+		return err == -EBUSY ? 0 : err;
+	}
+	fill->pages[i] = page;
+	fill->missing++;
+	return 1;
+}
+
+/**
+ * dedupfs_fill_start - claim the missing blocks of a window
+ * @inode:	upper inode
+ * @r:		ranges of the file, in order
+ * @nr_ranges:	in @r
+ * @index:	first file page of the window
+ * @nr:		pages of the window
+ *
+ * The window ends before a block that somebody else is filling: to wait for
+ * it while holding locked pages could deadlock.
+ *
+ * Context: may sleep.  No page lock held.
+ * Return: the fill, perhaps with nothing missing; NULL without memory.
+ */
+struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupfs_range *r,
+					unsigned int nr_ranges, pgoff_t index, pgoff_t nr)
+{
+	struct dedupfs_fill *fill;
+	pgoff_t i, end;
+	unsigned int k;
+
+	fill = kvzalloc(sizeof(*fill), GFP_KERNEL);
+	if (!fill)
+		return NULL;
+	fill->pool = dedupfs_pool(inode);
+	fill->index = index;
+	nr = min_t(pgoff_t, nr, DEDUPFS_FILL_MAX);
+
+	for (k = 0; k < nr_ranges; k++) {
+		if (r[k].reason != DEDUPFS_POOLED)
+			continue;
+		end = min(r[k].index + r[k].nr, index + nr);
+		for (i = max(r[k].index, index); i < end; i++) {
+			if (claim_block(fill, i - index, r[k].block + (i - r[k].index)) < 0)
+				goto out;
+			fill->nr = i - index + 1;
+		}
+	}
+out:
+	return fill;
+}
+
+static void unclaim(struct dedupfs_fill *fill, unsigned int i)
+{
+	struct page *page = fill->pages[i];
+
+	xa_erase(&fill->pool->entries, page->index);
+	fill->pages[i] = NULL;
+	fill->missing--;
+	unlock_page(page);
+	put_page(page);
+}
+
+static struct file *fill_open(struct inode *inode)
+{
+	struct dedupfs_sb *sbi = DEDUPFS_SB(inode->i_sb);
+	struct path path = { .mnt = sbi->lower.mnt };
+	struct file *file;
+
+	path.dentry = d_find_any_alias(dedupfs_lower(inode));
+	if (!path.dentry)
+		return ERR_PTR(-ESTALE);
+	file = dentry_open(&path, O_RDONLY | O_LARGEFILE | O_DIRECT | O_NOATIME |
+			   (__force int)FMODE_NONOTIFY, sbi->cred);
+	dput(path.dentry);
+	return file;
+}
+
+/* Read @nr claimed pages at @i with one direct read; return bytes or -errno. */
+static ssize_t fill_run(struct dedupfs_fill *fill, struct file *file, unsigned int i,
+			unsigned int nr)
+{
+	struct iov_iter iter;
+	struct kiocb kiocb;
+	unsigned int k;
+
+	for (k = 0; k < nr; k++) {
+		fill->bvec[k].bv_page = fill->pages[i + k];
+		fill->bvec[k].bv_offset = 0;
+		fill->bvec[k].bv_len = PAGE_SIZE;
+	}
+	iov_iter_bvec(&iter, ITER_DEST, fill->bvec, nr, (size_t)nr << PAGE_SHIFT);
+	init_sync_kiocb(&kiocb, file);
+	kiocb.ki_pos = (loff_t)(fill->index + i) << PAGE_SHIFT;
+	return file->f_op->read_iter(&kiocb, &iter);
+}
+
+/* Take in what a run read: [0, got) is data, a page beyond it is given up. */
+static void fill_accept(struct dedupfs_fill *fill, unsigned int i, unsigned int nr,
+			ssize_t got, loff_t size)
+{
+	unsigned int k, valid, want;
+
+	for (k = 0; k < nr; k++, got -= PAGE_SIZE) {
+		valid = clamp_t(ssize_t, got, 0, PAGE_SIZE);
+		want = dedupfs_valid_bytes(size, fill->index + i + k);
+		if (!valid || valid != want) {
+			unclaim(fill, i + k);
+			continue;
+		}
+		if (valid < PAGE_SIZE)
+			zero_user_segment(fill->pages[i + k], valid, PAGE_SIZE);
+		set_page_private(fill->pages[i + k], valid);
+	}
+}
+
+/**
+ * dedupfs_fill_read - read the claimed pages from disk
+ * @fill:	fill
+ * @inode:	upper inode
+ *
+ * One direct read for each run of missing pages; after an error page by page,
+ * because one bad block fails a whole read and leaves good pages half written.
+ * Pages that could not be read are given up: the reader that needs them meets
+ * the error in the lower page cache.
+ *
+ * Context: may sleep; takes the lower i_rwsem (shared).
+ * Return: 0, or -errno if the lower file could not be opened.
+ */
+int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode)
+{
+	loff_t size = i_size_read(dedupfs_lower(inode));
+	unsigned int i, k, nr;
+	struct file *file;
+	ssize_t got;
+
+	if (!fill->missing)
+		return 0;
+	file = fill_open(inode);
+	if (IS_ERR(file))
+		return PTR_ERR(file);
+
+	for (i = 0; i < fill->nr; i += nr) {
+		for (nr = 0; i + nr < fill->nr && fill->pages[i + nr]; nr++)
+			;
+		if (!nr) {
+			nr = 1;
+			continue;
+		}
+		got = fill_run(fill, file, i, nr);
+		if (got >= 0 || nr == 1) {
+			fill_accept(fill, i, nr, got, size);
+			continue;
+		}
+		for (k = 0; k < nr; k++)
+			fill_accept(fill, i + k, 1, fill_run(fill, file, i + k, 1), size);
+	}
+	fput(file);
+	return 0;
+}
+
+/**
+ * dedupfs_fill_next_range - the blocks that a fill is about to publish
+ * @fill:	fill
+ * @block:	first physical block of the next run
+ * @nr:		blocks in it
+ * @pos:	cursor; 0 to begin
+ *
+ * Return: false at the end.
+ */
+bool dedupfs_fill_next_range(struct dedupfs_fill *fill, u64 *block, u64 *nr, unsigned int *pos)
+{
+	unsigned int i = *pos;
+
+	while (i < fill->nr && !fill->pages[i])
+		i++;
+	if (i >= fill->nr)
+		return false;
+	*block = fill->pages[i]->index;
+	for (*nr = 1, i++; i < fill->nr && fill->pages[i] &&
+	     fill->pages[i]->index == *block + *nr; i++)
+		++*nr;
+	*pos = i;
+	return true;
+}
+
+/**
+ * dedupfs_fill_publish - let everybody have the pages that were read
+ * @fill:	fill; everything that rule 4 asks for was checked, and extents
+ *		that cover the pages are attached
+ *
+ * Context: pool->sem held for writing.
+ */
+void dedupfs_fill_publish(struct dedupfs_fill *fill)
+{
+	struct dedupfs_pool *pool = fill->pool;
+	unsigned int i, n = 0;
+	struct page *page;
+
+	lockdep_assert_held_write(&pool->sem);
+	for (i = 0; i < fill->nr; i++) {
+		page = fill->pages[i];
+		if (!page)
+			continue;
+		__SetPageUptodate(page);
+		/* No memory is needed to replace an entry. */
+		xa_store(&pool->entries, page->index, entry_make(page, 0), GFP_NOWAIT);
+		dedupfs_lru_add(pool, page);
+		n++;
+	}
+	fill->published = n;
+	atomic_long_add(n, &pool->nr_pages);
+	dedupfs_count(pool, DEDUPFS_FILLS, n);
+	dedupfs_count(pool, DEDUPFS_FILL_BYTES, (u64)n << PAGE_SHIFT);
+}
+
+/** dedupfs_fill_end - unlock what was published, give up what was not */
+void dedupfs_fill_end(struct dedupfs_fill *fill)
+{
+	unsigned int i;
+
+	for (i = 0; i < fill->nr; i++) {
+		if (!fill->pages[i])
+			continue;
+		if (fill->published)
+			unlock_page(fill->pages[i]);
+		else
+			unclaim(fill, i);
+	}
+	kvfree(fill);
+}
+
+/* The pool itself */
+
+static LIST_HEAD(pools);
+static DEFINE_MUTEX(pools_lock);	/* protects the list and pool->refs */
+
+static void reap_work(struct work_struct *work)
+{
+	dedupfs_maps_reap(container_of(work, struct dedupfs_pool, reaper.work));
+}
+
+static void pool_free(struct dedupfs_pool *pool)
+{
+	free_percpu(pool->stats);
+	kfree(pool->domain);
+	kfree(pool);
+}
+
+static struct dedupfs_pool *pool_new(struct super_block *lower_sb, const char *domain)
+{
+	bool xfs = !strcmp(lower_sb->s_type->name, "xfs");
+	struct dedupfs_pool *pool;
+	int err = -ENOMEM;
+
+	pool = kzalloc(sizeof(*pool), GFP_KERNEL);
+	if (!pool)
+		return ERR_PTR(-ENOMEM);
+	INIT_LIST_HEAD(&pool->list);
+	pool->refs = 1;
+	pool->lower_sb = lower_sb;
+	pool->counter_tells_mapping = xfs;
+	pool->needs_shared_flag = xfs;
+	pool->fiemap_sync = !xfs;
+	pool->observer = dedupfs_fiemap_works(d_inode(lower_sb->s_root));
+	xa_init(&pool->entries);
+	xa_init(&pool->maps);
+	init_rwsem(&pool->sem);
+	pool->attached = RB_ROOT_CACHED;
+	INIT_DELAYED_WORK(&pool->reaper, reap_work);
+	init_completion(&pool->kobj_gone);
+	if (domain) {
+		pool->domain = kstrdup(domain, GFP_KERNEL);
+		if (!pool->domain)
+			goto fail;
+	}
+	pool->stats = alloc_percpu(struct dedupfs_stats);
+	if (!pool->stats)
+		goto fail;
+	err = dedupfs_shrink_init(pool);
+	if (err)
+		goto fail;
+	err = dedupfs_stats_add(pool);
+	if (err)
+		goto fail_shrink;
+	return pool;
+
+fail_shrink:
+	dedupfs_shrink_exit(pool);
+fail:
+	pool_free(pool);
+	return ERR_PTR(err);
+}
+
+static bool pool_is(const struct dedupfs_pool *pool, const struct super_block *lower_sb,
+		    const char *domain)
+{
+	if (pool->lower_sb != lower_sb || !pool->domain != !domain)
+		return false;
+	return !domain || !strcmp(pool->domain, domain);
+}
+
+/**
+ * dedupfs_pool_get - the pool of a lower superblock and domain
+ * @lower_sb:	XFS or btrfs; the caller's mount pins it until the put
+ * @domain:	name, or NULL for the default
+ * @limit:	pages; 0 leaves the limit of a pool that exists
+ *
+ * Context: may sleep.
+ * Return: the pool, or ERR_PTR(-ENOMEM).
+ */
+struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *domain,
+				      unsigned long limit)
+{
+	struct dedupfs_pool *pool;
+
+	mutex_lock(&pools_lock);
+	list_for_each_entry(pool, &pools, list) {
+		if (pool_is(pool, lower_sb, domain)) {
+			pool->refs++;
+			goto out;
+		}
+	}
+	pool = pool_new(lower_sb, domain);
+	if (!IS_ERR(pool))
+		list_add(&pool->list, &pools);
+out:
+	mutex_unlock(&pools_lock);
+	if (!IS_ERR(pool) && limit)
+		dedupfs_pool_set_limit(pool, limit);
+	return pool;
+}
+
+/**
+ * dedupfs_pool_put - a mount lets go of its pool; the last one frees it
+ * @pool:	pool; no upper inode of this mount is left
+ *
+ * Context: may sleep.
+ */
+void dedupfs_pool_put(struct dedupfs_pool *pool)
+{
+	mutex_lock(&pools_lock);
+	if (--pool->refs) {
+		mutex_unlock(&pools_lock);
+		return;
+	}
+	list_del(&pool->list);
+	dedupfs_stats_remove(pool);
+	mutex_unlock(&pools_lock);
+
+	cancel_delayed_work_sync(&pool->reaper);
+	dedupfs_maps_destroy(pool);
+	dedupfs_shrink_exit(pool);
+	WARN_ON_ONCE(!xa_empty(&pool->entries));
+	WARN_ON_ONCE(!xa_empty(&pool->maps));
+	WARN_ON_ONCE(atomic_long_read(&pool->nr_pages));
+	xa_destroy(&pool->entries);
+	xa_destroy(&pool->maps);
+	pool_free(pool);
+}
+
+/** dedupfs_pool_set_limit - most pages that the pool may hold; 0: no limit */
+void dedupfs_pool_set_limit(struct dedupfs_pool *pool, unsigned long limit)
+{
+	WRITE_ONCE(pool->limit, limit);
+	dedupfs_shrink_to_limit(pool);
+}

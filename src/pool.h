@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The data path's own interface: maps and extents (extent.c), the FIEMAP
+ * observer (fiemap.c), entries and fills (pool.c), eviction (shrink.c).
+ * Only those files and read.c, fault.c, write.c, remap.c, file.c call these.
+ */
+#ifndef DEDUPFS_POOL_H
+#define DEDUPFS_POOL_H
+
+#include "dedupfs.h"
+
+/* Pages that one fill reads at most, and that one FIEMAP call looks at. */
+#define DEDUPFS_FILL_MIN	32U
+#define DEDUPFS_FILL_MAX	256U
+#define DEDUPFS_RESOLVE_PAGES	4096U
+/* Extents that one resolve takes in; the range ends where they end. */
+#define DEDUPFS_RESOLVE_EXTENTS	64U
+/* Pages looked up at a time by a read or a fault. */
+#define DEDUPFS_BATCH		16U
+
+/* A copy of (a part of) an extent: safe to look at without any lock. */
+struct dedupfs_range {
+	pgoff_t index;		/* file page */
+	pgoff_t nr;		/* pages */
+	u64 block;		/* physical, in pages; 0 where @reason >= 0 */
+	int reason;		/* DEDUPFS_POOLED, or why not */
+};
+
+/* One extent as FIEMAP tells it, in bytes. */
+struct dedupfs_phys {
+	u64 logical;
+	u64 physical;
+	u64 length;
+	u32 flags;
+};
+
+/* fiemap.c */
+int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
+		   struct dedupfs_phys *out, unsigned int max, bool *whole);
+bool dedupfs_fiemap_works(struct inode *lower);
+
+/* extent.c */
+struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di);
+void dedupfs_map_leave(struct dedupfs_inode *di);
+void dedupfs_map_put(struct dedupfs_map *map);
+void dedupfs_maps_destroy(struct dedupfs_pool *pool);
+void dedupfs_maps_reap(struct dedupfs_pool *pool);
+bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_range *r);
+void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
+void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
+void dedupfs_decide(struct inode *inode);
+int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr);
+bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next);
+void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block);
+bool dedupfs_lower_dirty(struct inode *lower);
+bool dedupfs_foreign_mapping(struct dedupfs_inode *di);
+
+/* mark.c: foreign changes told from ours */
+void dedupfs_track(struct dedupfs_inode *di, struct dedupfs_map *map);
+bool dedupfs_only_ours(struct dedupfs_inode *di, struct dedupfs_map *map);
+void dedupfs_mark_remove(struct dedupfs_map *map);
+
+/* pool.c: entries */
+struct dedupfs_fill;
+struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filling);
+unsigned int dedupfs_pool_find_batch(struct dedupfs_pool *pool, u64 block, unsigned int nr,
+				     struct page **pages);
+bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page);
+bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr);
+bool dedupfs_pool_erase(struct dedupfs_pool *pool, struct page *page);
+void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr);
+u64 dedupfs_pool_saved(struct dedupfs_pool *pool);
+
+/* pool.c: fill */
+struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupfs_range *r,
+					unsigned int nr_ranges, pgoff_t index, pgoff_t nr);
+int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode);
+void dedupfs_fill_publish(struct dedupfs_fill *fill);
+void dedupfs_fill_end(struct dedupfs_fill *fill);
+bool dedupfs_fill_next_range(struct dedupfs_fill *fill, u64 *block, u64 *nr, unsigned int *pos);
+
+/* Bytes of page @index that lie inside a file of @size bytes, at most a page. */
+static inline unsigned int dedupfs_valid_bytes(loff_t size, pgoff_t index)
+{
+	loff_t left = size - ((loff_t)index << PAGE_SHIFT);
+
+	return clamp_t(loff_t, left, 0, PAGE_SIZE);
+}
+
+/* The part of a pool page that holds data; the rest is zeroes. */
+static inline unsigned int dedupfs_page_valid(const struct page *page)
+{
+	return page->private;
+}
+
+/* read.c: fills by a worker */
+struct dedupfs_wait {
+	refcount_t ref;
+	struct completion done;
+};
+
+bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
+			    struct dedupfs_wait *wait);
+struct dedupfs_wait *dedupfs_wait_new(void);
+struct dedupfs_wait *dedupfs_wait_get(struct dedupfs_wait *wait);
+void dedupfs_wait_put(struct dedupfs_wait *wait);
+
+/* write.c: direct I/O */
+ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter);
+
+/* shrink.c */
+int dedupfs_shrink_init(struct dedupfs_pool *pool);
+void dedupfs_shrink_exit(struct dedupfs_pool *pool);
+void dedupfs_lru_add(struct dedupfs_pool *pool, struct page *page);
+void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page);
+void dedupfs_shrink_to_limit(struct dedupfs_pool *pool);
+
+static inline void dedupfs_page_used(struct page *page)
+{
+	if (!folio_test_referenced(page_folio(page)))
+		folio_set_referenced(page_folio(page));
+}
+
+#endif /* DEDUPFS_POOL_H */

@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * read(2) and its kin.
+ *
+ * A hit takes no lock and allocates nothing: compare the change counter, find
+ * the extent and the pages under RCU, copy.  A miss resolves and fills a
+ * window here, in the reader's context, and has a worker fill the next one
+ * while this one is read.  What the pool cannot have comes from the lower page
+ * cache, through filemap_read(), which takes no lower i_rwsem.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <linux/fadvise.h>
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+#include <linux/splice.h>
+#include <linux/swap.h>
+#include <linux/uio.h>
+#include <linux/workqueue.h>
+#include "pool.h"
+
+/* Work: populate a window for somebody who cannot, or need not, wait for it */
+
+struct fill_work {
+	struct work_struct work;
+	struct inode *inode;
+	pgoff_t index;
+	pgoff_t nr;
+	struct dedupfs_wait *wait;
+};
+
+static struct workqueue_struct *fill_wq;
+
+static void wait_put(struct dedupfs_wait *wait)
+{
+	if (refcount_dec_and_test(&wait->ref))
+		kfree(wait);
+}
+
+static void fill_work_fn(struct work_struct *work)
+{
+	struct fill_work *fw = container_of(work, struct fill_work, work);
+
+	dedupfs_populate(fw->inode, fw->index, fw->nr);
+	if (fw->wait) {
+		complete_all(&fw->wait->done);
+		wait_put(fw->wait);
+	}
+	iput(fw->inode);
+	kfree(fw);
+}
+
+/**
+ * dedupfs_populate_async - have a worker call dedupfs_populate()
+ * @inode:	regular upper inode; the caller holds a reference
+ * @index:	first file page
+ * @nr:		pages
+ * @wait:	completed when the worker is through; takes over a reference.
+ *		May be NULL
+ *
+ * Context: may sleep (allocates).
+ * Return: false without memory; @wait is then still the caller's.
+ */
+bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
+			    struct dedupfs_wait *wait)
+{
+	struct fill_work *fw = kmalloc(sizeof(*fw), GFP_NOWAIT | __GFP_NOWARN);
+
+	if (!fw)
+		return false;
+	INIT_WORK(&fw->work, fill_work_fn);
+	ihold(inode);
+	fw->inode = inode;
+	fw->index = index;
+	fw->nr = nr;
+	fw->wait = wait;
+	queue_work(fill_wq, &fw->work);
+	return true;
+}
+
+/** dedupfs_wait_new - something to wait on for a worker; NULL without memory */
+struct dedupfs_wait *dedupfs_wait_new(void)
+{
+	struct dedupfs_wait *wait = kmalloc(sizeof(*wait), GFP_NOWAIT | __GFP_NOWARN);
+
+	if (wait) {
+		refcount_set(&wait->ref, 1);
+		init_completion(&wait->done);
+	}
+	return wait;
+}
+
+/** dedupfs_wait_get - one more reference */
+struct dedupfs_wait *dedupfs_wait_get(struct dedupfs_wait *wait)
+{
+	refcount_inc(&wait->ref);
+	return wait;
+}
+
+/** dedupfs_wait_put - drop a reference */
+void dedupfs_wait_put(struct dedupfs_wait *wait)
+{
+	wait_put(wait);
+}
+
+/** dedupfs_read_init - at module load.  Return: 0 or -ENOMEM. */
+int dedupfs_read_init(void)
+{
+	fill_wq = alloc_workqueue("dedupfs-fill", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	return fill_wq ? 0 : -ENOMEM;
+}
+
+/** dedupfs_read_exit - at module unload: no work is left behind */
+void dedupfs_read_exit(void)
+{
+	destroy_workqueue(fill_wq);
+}
+
+/** dedupfs_read_flush - wait for the work that holds inodes (umount) */
+void dedupfs_read_flush(void)
+{
+	flush_workqueue(fill_wq);
+}
+
+/* Windows: file->f_ra.start is where a sequential reader comes next */
+
+static unsigned int window_size(struct file *file, pgoff_t index, size_t want)
+{
+	struct file_ra_state *ra = &file->f_ra;
+	unsigned int nr = DEDUPFS_FILL_MIN;
+
+	if (file->f_mode & FMODE_RANDOM)
+		nr = 1;
+	else if (index && index == ra->start)
+		nr = min(ra->size * 2, DEDUPFS_FILL_MAX);
+	else if (index)
+		nr = 4;
+	return clamp_t(size_t, want, nr, DEDUPFS_FILL_MAX);
+}
+
+/* A sequential reader gets the next window filled while it reads this one. */
+static void fill_ahead(struct inode *inode, struct file *file, pgoff_t next)
+{
+	struct file_ra_state *ra = &file->f_ra;
+	unsigned int nr = min(ra->size * 2, DEDUPFS_FILL_MAX);
+
+	if (((loff_t)next << PAGE_SHIFT) >= i_size_read(dedupfs_lower(inode)))
+		return;
+	if (dedupfs_populate_async(inode, next, nr, NULL)) {
+		ra->async_size = nr;
+		ra->size = nr;
+		ra->start = next + nr;
+	}
+}
+
+/*
+ * A miss at @index: resolve and fill.  Return: 0, or -EINTR.
+ */
+static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index, size_t bytes)
+{
+	struct file *file = iocb->ki_filp;
+	bool sequential = !(file->f_mode & FMODE_RANDOM) &&
+			  (!index || index == file->f_ra.start);
+	unsigned int nr = window_size(file, index, DIV_ROUND_UP(bytes, PAGE_SIZE) + 1);
+	int err;
+
+	err = dedupfs_populate(inode, index, nr);
+	if (err == -EINTR)
+		return err;
+	file->f_ra.size = nr;
+	file->f_ra.start = index + nr;
+	if (!err && sequential && index)
+		fill_ahead(inode, file, index + nr);
+	return 0;
+}
+
+/* Wait for whoever fills a block.  Return: 0, or -EINTR. */
+static int wait_for_fill(struct dedupfs_pool *pool, u64 block)
+{
+	struct page *page;
+	bool filling;
+	int err = 0;
+
+	page = dedupfs_pool_find(pool, block, &filling);
+	if (!page)
+		return 0;
+	if (filling) {
+		err = folio_lock_killable(page_folio(page));
+		if (!err)
+			unlock_page(page);
+	}
+	put_page(page);
+	return err;
+}
+
+/*
+ * Copy from the pool, at most to the end of the extent.
+ * Return: bytes; 0 if the first page is not there; -EFAULT.
+ */
+static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedupfs_pool *pool,
+			 const struct dedupfs_range *r, loff_t size)
+{
+	size_t offset = offset_in_page(iocb->ki_pos), done = 0;
+	struct page *pages[DEDUPFS_BATCH];
+	pgoff_t index = r->index;
+	unsigned int n, i, want;
+	bool stop = false;
+
+	want = min_t(u64, DIV_ROUND_UP(offset + iov_iter_count(iter), PAGE_SIZE),
+		     min_t(u64, r->nr, DEDUPFS_BATCH));
+	n = dedupfs_pool_find_batch(pool, r->block, want, pages);
+	for (i = 0; i < n; i++, index++) {
+		unsigned int valid = dedupfs_valid_bytes(size, index);
+		size_t bytes, copied;
+
+		if (stop || unlikely(valid != dedupfs_page_valid(pages[i])) || valid <= offset) {
+			stop = true;
+			put_page(pages[i]);
+			continue;
+		}
+		bytes = min_t(size_t, valid - offset, iov_iter_count(iter));
+		copied = copy_page_to_iter(pages[i], offset, bytes, iter);
+		dedupfs_page_used(pages[i]);
+		put_page(pages[i]);
+		done += copied;
+		offset = 0;
+		if (copied < bytes) {
+			if (!done)
+				return -EFAULT;
+			stop = true;
+		}
+	}
+	if (n)
+		dedupfs_count(pool, DEDUPFS_HITS, n);
+	return done;
+}
+
+/* Read at most @bytes from the lower page cache. */
+static ssize_t read_lower(struct kiocb *iocb, struct iov_iter *iter, size_t bytes,
+			  struct dedupfs_pool *pool, int reason)
+{
+	size_t rest = 0;
+	ssize_t ret;
+
+	if (iov_iter_count(iter) > bytes) {
+		rest = iov_iter_count(iter) - bytes;
+		iov_iter_truncate(iter, bytes);
+	}
+	ret = filemap_read(iocb, iter, 0);
+	iov_iter_reexpand(iter, iov_iter_count(iter) + rest);
+	if (ret > 0 && reason >= 0)
+		dedupfs_count(pool, DEDUPFS_NOT_SHARED + reason, ret);
+	return ret;
+}
+
+/* From here to the end of @nr pages, in bytes. */
+static size_t bytes_to(loff_t pos, pgoff_t index, pgoff_t nr)
+{
+	return min_t(u64, ((u64)(index + nr) << PAGE_SHIFT) - pos, MAX_RW_COUNT);
+}
+
+/*
+ * One step of a read: some bytes from one place.
+ * @tried: a window was populated for this page already.
+ */
+static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode *inode,
+			 pgoff_t *tried)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	struct dedupfs_pool *pool = dedupfs_pool(inode);
+	loff_t size, pos = iocb->ki_pos;
+	pgoff_t index = pos >> PAGE_SHIFT;
+	int reason = DEDUPFS_UNSTABLE;
+	struct dedupfs_range r;
+	struct dedupfs_map *map;
+	ssize_t ret;
+	int err;
+
+	/* Pairs with smp_store_release() in dedupfs_map_get(). */
+	map = smp_load_acquire(&di->map);
+	if (map && dedupfs_map_valid(map) && dedupfs_map_lookup(map, index, &r)) {
+		if (r.reason != DEDUPFS_POOLED)
+			return read_lower(iocb, iter, bytes_to(pos, index, r.nr), pool, r.reason);
+		size = i_size_read(di->lower);
+		/* Size and extent belong together only if the counter says so. */
+		if (!dedupfs_map_valid(map))
+			goto unstable;
+		ret = read_pool(iocb, iter, pool, &r, size);
+		if (ret) {
+			if (ret > 0)
+				iocb->ki_pos += ret;
+			return ret;
+		}
+		if (*tried != index) {
+			err = wait_for_fill(pool, r.block);
+			if (err)
+				return err;
+		}
+		reason = DEDUPFS_TAIL;
+	}
+	if (*tried == index || (iocb->ki_flags & IOCB_NOWAIT)) {
+		if (iocb->ki_flags & IOCB_NOWAIT)
+			return -EAGAIN;
+		return read_lower(iocb, iter, bytes_to(pos, index, 1), pool, reason);
+	}
+	if (!map && dedupfs_is_plain(di))
+		return read_lower(iocb, iter, MAX_RW_COUNT, pool, -1);
+	if (dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->tracked))) {
+		reason = DEDUPFS_DIRTY;
+		goto lower;
+	}
+	*tried = index;
+	err = fill_for_read(iocb, inode, index, iov_iter_count(iter));
+	if (err < 0 && err != -ENOMEM)
+		return err;
+	return 0;
+
+unstable:
+lower:
+	return read_lower(iocb, iter, bytes_to(pos, index, DEDUPFS_BATCH), pool, reason);
+}
+
+/**
+ * dedupfs_read_iter - ->read_iter
+ * @iocb:	of the upper file
+ * @iter:	where to
+ *
+ * Direct reads pass to the lower file, which keeps its own promises there.
+ *
+ * Context: process; no lock is held while user memory is touched.
+ * Return: bytes read, or -errno.
+ */
+ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter)
+{
+	struct file *file = iocb->ki_filp;
+	struct inode *inode = file_inode(file);
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	pgoff_t tried = ULONG_MAX;
+	ssize_t ret = 0, done = 0;
+	unsigned int idle = 0;
+
+	if (iocb->ki_flags & IOCB_DIRECT)
+		return dedupfs_direct_read(iocb, iter);
+	if (!READ_ONCE(di->map) && dedupfs_is_plain(di))
+		return filemap_read(iocb, iter, 0);
+
+	while (iov_iter_count(iter) && iocb->ki_pos < i_size_read(di->lower)) {
+		ret = read_step(iocb, iter, inode, &tried);
+		if (ret < 0)
+			break;
+		done += ret;
+		/* A populate moves nothing; twice nothing is the end of the file. */
+		idle = ret ? 0 : idle + 1;
+		if (idle > 2 || fatal_signal_pending(current))
+			break;
+	}
+	file_accessed(file);
+	return done ?: ret;
+}
+
+/** dedupfs_splice_read - ->splice_read, for sendfile(2) and splice(2) */
+ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_info *pipe,
+			    size_t len, unsigned int flags)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(file_inode(in));
+
+	if (!READ_ONCE(di->map) && dedupfs_is_plain(di) && !(in->f_flags & O_DIRECT))
+		return filemap_splice_read(in, ppos, pipe, len, flags);
+	return copy_splice_read(in, ppos, pipe, len, flags);
+}
+
+/* readahead(2), POSIX_FADV_WILLNEED: fill the pool, not the lower page cache. */
+static void willneed(struct inode *inode, loff_t offset, loff_t len)
+{
+	loff_t size = i_size_read(dedupfs_lower(inode));
+	pgoff_t index = offset >> PAGE_SHIFT, end;
+
+	if (offset >= size)
+		return;
+	if (!len || len > size - offset)
+		len = size - offset;
+	end = DIV_ROUND_UP(offset + len, PAGE_SIZE);
+	end = min_t(pgoff_t, end, index + nr_free_buffer_pages() / 4);
+	for (; index < end; index += DEDUPFS_FILL_MAX)
+		if (!dedupfs_populate_async(inode, index,
+					    min_t(pgoff_t, end - index, DEDUPFS_FILL_MAX), NULL))
+			break;
+}
+
+/** dedupfs_fadvise - ->fadvise */
+int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice)
+{
+	struct inode *inode = file_inode(file);
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	bool plain = !READ_ONCE(di->map) && dedupfs_is_plain(di);
+
+	if (advice == POSIX_FADV_WILLNEED && S_ISREG(inode->i_mode) && !plain &&
+	    !dedupfs_lower_dirty(di->lower)) {
+		if (offset < 0 || len < 0)
+			return -EINVAL;
+		willneed(inode, offset, len);
+		return 0;
+	}
+	/* f_mapping and f_ra are all that it looks at. */
+	return generic_fadvise(file, offset, len, advice);
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Eviction: the shrinker and the pool limit.
+ *
+ * Rule 14: this can run inside a transaction of the lower filesystem, so it
+ * only tries locks, allocates nothing, and never drops the last reference of
+ * an inode or a map.  Each memory node has an inactive and an active list of
+ * its own (list_lru cannot take a struct page).  A page that was used since
+ * it was last looked at goes active; a mapped page is zapped and gets another
+ * round, in which a fault can bring it back; an unmapped, unused one is freed.
+ *
+ * Locks: page lock (try) -> pool->sem (read, try) -> i_mmap_rwsem;
+ * node->lock is innermost.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+#include <linux/swap.h>
+#include "pool.h"
+
+#define SCAN_BATCH	16
+
+static struct dedupfs_pool_node *node_of(struct dedupfs_pool *pool, struct page *page)
+{
+	return &pool->nodes[page_to_nid(page)];
+}
+
+static void account(struct page *page, int nr)
+{
+	mod_node_page_state(page_pgdat(page), NR_KERNEL_MISC_RECLAIMABLE, nr);
+}
+
+/** dedupfs_lru_add - a page was published */
+void dedupfs_lru_add(struct dedupfs_pool *pool, struct page *page)
+{
+	struct dedupfs_pool_node *node = node_of(pool, page);
+
+	spin_lock(&node->lock);
+	list_add(&page->lru, &node->inactive);
+	node->nr++;
+	spin_unlock(&node->lock);
+	account(page, 1);
+}
+
+/** dedupfs_lru_del - a page left the pool */
+void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page)
+{
+	struct dedupfs_pool_node *node = node_of(pool, page);
+
+	spin_lock(&node->lock);
+	list_del_init(&page->lru);
+	node->nr--;
+	if (folio_test_active(page_folio(page))) {
+		folio_clear_active(page_folio(page));
+		node->nr_active--;
+	}
+	folio_clear_referenced(page_folio(page));
+	spin_unlock(&node->lock);
+	account(page, -1);
+}
+
+static void make_active(struct dedupfs_pool *pool, struct page *page)
+{
+	struct dedupfs_pool_node *node = node_of(pool, page);
+
+	spin_lock(&node->lock);
+	if (!list_empty(&page->lru) && !folio_test_active(page_folio(page))) {
+		folio_set_active(page_folio(page));
+		node->nr_active++;
+		list_move(&page->lru, &node->active);
+	}
+	spin_unlock(&node->lock);
+}
+
+/* Keep at least half of the pages inactive; used ones get another turn. */
+static void refill_inactive(struct dedupfs_pool_node *node, unsigned int nr)
+{
+	struct page *page;
+
+	lockdep_assert_held(&node->lock);
+	while (nr-- && node->nr_active * 2 > node->nr) {
+		page = list_last_entry(&node->active, struct page, lru);
+		if (folio_test_clear_referenced(page_folio(page))) {
+			list_move(&page->lru, &node->active);
+			continue;
+		}
+		folio_clear_active(page_folio(page));
+		node->nr_active--;
+		list_move(&page->lru, &node->inactive);
+	}
+}
+
+/* Take references to the oldest inactive pages; they move to the young end. */
+static unsigned int isolate(struct dedupfs_pool_node *node, struct page **pages)
+{
+	unsigned int n = 0, tries;
+	struct page *page;
+
+	spin_lock(&node->lock);
+	refill_inactive(node, 2 * SCAN_BATCH);
+	for (tries = 0; tries < SCAN_BATCH && !list_empty(&node->inactive); tries++) {
+		page = list_last_entry(&node->inactive, struct page, lru);
+		list_move(&page->lru, &node->inactive);
+		if (get_page_unless_zero(page))
+			pages[n++] = page;
+	}
+	spin_unlock(&node->lock);
+	return n;
+}
+
+/* Return: true if the page was freed. */
+static bool evict(struct dedupfs_pool *pool, struct page *page)
+{
+	bool freed = false;
+
+	if (!trylock_page(page))
+		return false;
+	if (folio_test_clear_referenced(page_folio(page))) {
+		make_active(pool, page);
+	} else if (!page_mapped(page)) {
+		/* The pool's reference and ours: else somebody is reading it. */
+		if (page_count(page) == 2)
+			freed = dedupfs_pool_erase(pool, page);
+	} else if (down_read_trylock(&pool->sem)) {
+		dedupfs_zap_block(pool, page->index);
+		up_read(&pool->sem);
+		/* Zapping an accessed PTE marks the page; only a fault shall. */
+		folio_clear_referenced(page_folio(page));
+	}
+	unlock_page(page);
+	return freed;
+}
+
+static unsigned long scan_node(struct dedupfs_pool *pool, struct dedupfs_pool_node *node,
+			       unsigned long nr_to_scan, unsigned long nr_to_free)
+{
+	unsigned long scanned = 0, freed = 0;
+	struct page *pages[SCAN_BATCH];
+	unsigned int n, i;
+
+	while (scanned < nr_to_scan && freed < nr_to_free) {
+		n = isolate(node, pages);
+		if (!n)
+			break;
+		for (i = 0; i < n; i++) {
+			freed += evict(pool, pages[i]);
+			put_page(pages[i]);
+		}
+		scanned += n;
+	}
+	dedupfs_count(pool, DEDUPFS_EVICTIONS, freed);
+	return freed;
+}
+
+static unsigned long shrink_count(struct shrinker *shrinker, struct shrink_control *sc)
+{
+	struct dedupfs_pool *pool = shrinker->private_data;
+	unsigned long nr = READ_ONCE(pool->nodes[sc->nid].nr);
+
+	return nr ?: SHRINK_EMPTY;
+}
+
+static unsigned long shrink_scan(struct shrinker *shrinker, struct shrink_control *sc)
+{
+	struct dedupfs_pool *pool = shrinker->private_data;
+	unsigned long freed;
+
+	freed = scan_node(pool, &pool->nodes[sc->nid], sc->nr_to_scan, sc->nr_to_scan);
+	mm_account_reclaimed_pages(freed);
+	sc->nr_scanned = sc->nr_to_scan;
+	return freed;
+}
+
+/**
+ * dedupfs_shrink_to_limit - evict what is over the pool's limit
+ * @pool:	pool
+ *
+ * Gives up after it has looked at every page three times: pages that are in
+ * use stay, and the limit is met later.
+ *
+ * Context: may sleep.  No page lock, no pool->sem.
+ */
+void dedupfs_shrink_to_limit(struct dedupfs_pool *pool)
+{
+	unsigned long limit = READ_ONCE(pool->limit);
+	long over;
+	int nid, round;
+
+	if (!limit)
+		return;
+	for (round = 0; round < 3; round++) {
+		for_each_online_node(nid) {
+			over = atomic_long_read(&pool->nr_pages) - (long)limit;
+			if (over <= 0)
+				return;
+			scan_node(pool, &pool->nodes[nid], pool->nodes[nid].nr, over);
+			cond_resched();
+		}
+	}
+}
+
+/**
+ * dedupfs_shrink_init - set up the lists and register the shrinker of a new pool
+ * @pool:	pool
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int dedupfs_shrink_init(struct dedupfs_pool *pool)
+{
+	int nid;
+
+	pool->nodes = kcalloc(nr_node_ids, sizeof(*pool->nodes), GFP_KERNEL);
+	if (!pool->nodes)
+		return -ENOMEM;
+	for (nid = 0; nid < nr_node_ids; nid++) {
+		spin_lock_init(&pool->nodes[nid].lock);
+		INIT_LIST_HEAD(&pool->nodes[nid].active);
+		INIT_LIST_HEAD(&pool->nodes[nid].inactive);
+	}
+	pool->shrinker = shrinker_alloc(SHRINKER_NUMA_AWARE, "dedupfs-%s",
+					pool->lower_sb->s_id);
+	if (!pool->shrinker) {
+		kfree(pool->nodes);
+		return -ENOMEM;
+	}
+	pool->shrinker->count_objects = shrink_count;
+	pool->shrinker->scan_objects = shrink_scan;
+	pool->shrinker->seeks = DEFAULT_SEEKS;
+	pool->shrinker->private_data = pool;
+	shrinker_register(pool->shrinker);
+	return 0;
+}
+
+/** dedupfs_shrink_exit - no page is left, or will be looked at again */
+void dedupfs_shrink_exit(struct dedupfs_pool *pool)
+{
+	shrinker_free(pool->shrinker);
+	kfree(pool->nodes);
+}

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Everything that modifies data, and direct I/O.
+ *
+ * Rule 11, lower first: the lower file is what is written, by the caller and
+ * with the caller's credentials and limits, so space, quota, append position,
+ * set-id bits and errors are the lower filesystem's business.  What is ours:
+ * a change is announced before (so that nothing is resolved meanwhile), its
+ * range is detached and unmapped, and it is over only after the lower
+ * operation returned.
+ *
+ * Locks: none of ours is held while the lower filesystem works.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+#include <linux/uio.h>
+#include <linux/workqueue.h>
+#include "pool.h"
+
+/**
+ * dedupfs_touch_begin - an operation of ours moves the lower change counter
+ * @inode:	upper inode
+ *
+ * It changes no data (chmod, setxattr, link, ...): what is attached stays, if
+ * the mark shows that nobody else changed the file meanwhile.
+ *
+ * Context: may sleep.
+ */
+void dedupfs_touch_begin(struct inode *inode)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	struct dedupfs_map *map;
+
+	if (!S_ISREG(inode->i_mode))
+		return;
+	map = smp_load_acquire(&di->map);
+	if (map)
+		dedupfs_track(di, map);
+}
+
+/** dedupfs_touch_end - the operation is over */
+void dedupfs_touch_end(struct inode *inode)
+{
+}
+
+/**
+ * dedupfs_change_begin - an operation of ours changes data
+ * @inode:	regular upper inode
+ * @start:	bytes, file offset
+ * @last:	bytes, file offset, inclusive
+ *
+ * When it returns, no pool page of the range is mapped or found, and none can
+ * be attached until dedupfs_change_end().
+ *
+ * Context: may sleep; may be a fault (takes no lower i_rwsem).
+ */
+void dedupfs_change_begin(struct inode *inode, loff_t start, loff_t last)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	struct dedupfs_map *map;
+
+	atomic_inc(&di->change_seq);
+	atomic_inc(&di->changing);
+	/* Whoever attaches looks at changing under pool->sem, as detach() does. */
+	smp_mb__after_atomic();
+	map = smp_load_acquire(&di->map);
+	if (!map)
+		return;
+	dedupfs_track(di, map);
+	dedupfs_detach(map, start >> PAGE_SHIFT, last >> PAGE_SHIFT);
+}
+
+/** dedupfs_change_end - the operation is over; see dedupfs_change_begin() */
+void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+
+	/* The counter moved, or the change failed: a plain file stays as it was. */
+	smp_mb__before_atomic();
+	atomic_inc(&di->change_seq);
+	atomic_dec(&di->changing);
+}
+
+/**
+ * dedupfs_truncate_begin - a truncate through notify_change() changes data
+ * @inode:	regular upper inode
+ * @start:	bytes; all from there on changes
+ *
+ * As dedupfs_change_begin().  The lower inode counts one more writer, and its
+ * mark sees an event, which are ours.
+ *
+ * Context: may sleep; upper i_rwsem held.
+ * Return: 0, or -ETXTBSY.
+ */
+int dedupfs_truncate_begin(struct inode *inode, loff_t start)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	int err;
+
+	atomic_inc(&di->lower_writers);
+	err = get_write_access(di->lower);
+	if (err) {
+		atomic_dec(&di->lower_writers);
+		return err;
+	}
+	dedupfs_change_begin(inode, start, LLONG_MAX);
+	if (di->map)
+		WRITE_ONCE(di->map->truncating, current);
+	return 0;
+}
+
+/** dedupfs_truncate_end - it is over */
+void dedupfs_truncate_end(struct inode *inode, loff_t start)
+{
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
+
+	if (di->map)
+		WRITE_ONCE(di->map->truncating, NULL);
+	dedupfs_change_end(inode, start, LLONG_MAX);
+	put_write_access(di->lower);
+	atomic_dec(&di->lower_writers);
+}
+
+/* Direct I/O that is finished later */
+
+struct aio {
+	struct kiocb iocb;		/* of the lower file */
+	struct kiocb *orig;
+	struct work_struct work;
+	refcount_t ref;			/* the submitter may look at iocb after completion */
+	loff_t start;
+	loff_t last;
+	long res;
+	bool write;
+};
+
+static struct workqueue_struct *aio_wq;
+
+static void aio_put(struct aio *aio)
+{
+	if (refcount_dec_and_test(&aio->ref)) {
+		fput(aio->iocb.ki_filp);
+		kfree(aio);
+	}
+}
+
+static void aio_end(struct aio *aio)
+{
+	struct kiocb *orig = aio->orig;
+	struct inode *inode = file_inode(orig->ki_filp);
+
+	if (aio->write) {
+		__sb_writers_acquired(file_inode(aio->iocb.ki_filp)->i_sb, SB_FREEZE_WRITE);
+		file_end_write(aio->iocb.ki_filp);
+		dedupfs_change_end(inode, aio->start, aio->last);
+		dedupfs_copy_attr(inode);
+	}
+	orig->ki_pos = aio->iocb.ki_pos;
+}
+
+static void aio_work(struct work_struct *work)
+{
+	struct aio *aio = container_of(work, struct aio, work);
+	struct kiocb *orig = aio->orig;
+	long res = aio->res;
+
+	aio_end(aio);
+	aio_put(aio);
+	orig->ki_complete(orig, res);
+}
+
+/* May be called in interrupt context. */
+static void aio_complete(struct kiocb *iocb, long res)
+{
+	struct aio *aio = container_of(iocb, struct aio, iocb);
+
+	aio->res = res;
+	if (aio->write) {
+		queue_work(aio_wq, &aio->work);
+		return;
+	}
+	aio->orig->ki_pos = iocb->ki_pos;
+	iocb = aio->orig;
+	aio_put(aio);
+	iocb->ki_complete(iocb, res);
+}
+
+/* Pass @iocb to the lower file, to be completed later.  Freeze protection is held for a write. */
+static ssize_t submit_aio(struct kiocb *iocb, struct iov_iter *iter, struct file *lower,
+			  bool write, loff_t start, loff_t last)
+{
+	struct aio *aio = kzalloc(sizeof(*aio), GFP_KERNEL);
+	ssize_t ret;
+
+	if (!aio)
+		return -ENOMEM;
+	refcount_set(&aio->ref, 2);
+	kiocb_clone(&aio->iocb, iocb, get_file(lower));
+	aio->iocb.ki_complete = aio_complete;
+	aio->orig = iocb;
+	aio->start = start;
+	aio->last = last;
+	aio->write = write;
+	INIT_WORK(&aio->work, aio_work);
+	if (write) {
+		/* The completion, another task, ends the write. */
+		__sb_writers_release(file_inode(lower)->i_sb, SB_FREEZE_WRITE);
+		ret = lower->f_op->write_iter(&aio->iocb, iter);
+	} else {
+		ret = lower->f_op->read_iter(&aio->iocb, iter);
+	}
+	if (ret != -EIOCBQUEUED) {
+		aio_end(aio);
+		aio_put(aio);
+	}
+	aio_put(aio);
+	return ret;
+}
+
+/* Flags of an upper iocb that are the lower file's as well. */
+#define LOWER_IOCB_FLAGS	(IOCB_APPEND | IOCB_DIRECT | IOCB_DSYNC | IOCB_SYNC | \
+				 IOCB_NOWAIT | IOCB_HIPRI)
+
+static void lower_kiocb(struct kiocb *kiocb, struct kiocb *iocb, struct file *lower)
+{
+	init_sync_kiocb(kiocb, lower);
+	kiocb->ki_pos = iocb->ki_pos;
+	kiocb->ki_flags = iocb->ki_flags & LOWER_IOCB_FLAGS & ~IOCB_HIPRI;
+}
+
+/**
+ * dedupfs_direct_read - O_DIRECT read from the lower file
+ * @iocb:	of the upper file
+ * @iter:	where to
+ *
+ * Return: bytes, -EIOCBQUEUED or -errno.
+ */
+ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter)
+{
+	struct file *lower = dedupfs_lower_file(iocb->ki_filp);
+	struct kiocb kiocb;
+	ssize_t ret;
+
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	file_accessed(iocb->ki_filp);
+	if (!is_sync_kiocb(iocb))
+		return submit_aio(iocb, iter, lower, false, 0, 0);
+	lower_kiocb(&kiocb, iocb, lower);
+	ret = lower->f_op->read_iter(&kiocb, iter);
+	iocb->ki_pos = kiocb.ki_pos;
+	return ret;
+}
+
+/* What a write can change: up to the old end of the file, if it writes beyond it. */
+static void write_range(struct kiocb *iocb, struct iov_iter *iter, loff_t *start, loff_t *last)
+{
+	loff_t size = i_size_read(dedupfs_lower(file_inode(iocb->ki_filp)));
+
+	if (iocb->ki_flags & IOCB_APPEND) {
+		*start = max_t(loff_t, size - 1, 0);
+		*last = LLONG_MAX;
+		return;
+	}
+	*start = min(iocb->ki_pos, max_t(loff_t, size - 1, 0));
+	*last = iocb->ki_pos + iov_iter_count(iter) - 1;
+}
+
+/**
+ * dedupfs_write_iter - ->write_iter
+ * @iocb:	of the upper file
+ * @iter:	where from
+ *
+ * Context: process.  The lower filesystem takes its locks; we hold none.
+ * Return: bytes that the lower filesystem accepted, -EIOCBQUEUED or -errno.
+ */
+ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
+{
+	struct file *lower = dedupfs_lower_file(iocb->ki_filp);
+	struct inode *inode = file_inode(iocb->ki_filp);
+	loff_t start, last;
+	struct kiocb kiocb;
+	ssize_t ret;
+
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	if (!iov_iter_count(iter))
+		return 0;
+	write_range(iocb, iter, &start, &last);
+	dedupfs_change_begin(inode, start, last);
+	file_start_write(lower);
+	if ((iocb->ki_flags & IOCB_DIRECT) && !is_sync_kiocb(iocb)) {
+		ret = submit_aio(iocb, iter, lower, true, start, last);
+		if (ret != -ENOMEM)
+			return ret;
+		goto out;
+	}
+	lower_kiocb(&kiocb, iocb, lower);
+	ret = lower->f_op->write_iter(&kiocb, iter);
+	iocb->ki_pos = kiocb.ki_pos;
+out:
+	file_end_write(lower);
+	dedupfs_change_end(inode, start, last);
+	dedupfs_copy_attr(inode);
+	return ret;
+}
+
+/**
+ * dedupfs_fallocate - ->fallocate: every mode that the lower filesystem has
+ * @file:	upper file
+ * @mode:	FALLOC_FL_*
+ * @offset:	bytes
+ * @len:	bytes
+ *
+ * Return: 0 or the lower filesystem's -errno.
+ */
+long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
+{
+	struct file *lower = dedupfs_lower_file(file);
+	struct inode *inode = file_inode(file);
+	loff_t size = i_size_read(dedupfs_lower(inode));
+	loff_t start = min(offset, max_t(loff_t, size - 1, 0)), last = LLONG_MAX;
+	long ret;
+
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	inode_lock(inode);
+	dedupfs_change_begin(inode, start, last);
+	ret = vfs_fallocate(lower, mode, offset, len);
+	dedupfs_change_end(inode, start, last);
+	dedupfs_copy_attr(inode);
+	inode_unlock(inode);
+	return ret;
+}
+
+/** dedupfs_write_init - at module load.  Return: 0 or -ENOMEM. */
+int dedupfs_write_init(void)
+{
+	aio_wq = alloc_workqueue("dedupfs-aio", WQ_MEM_RECLAIM, 0);
+	return aio_wq ? 0 : -ENOMEM;
+}
+
+/** dedupfs_write_exit - at module unload */
+void dedupfs_write_exit(void)
+{
+	destroy_workqueue(aio_wq);
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Programs run from the mount: static and dynamic, with shared libraries from
+ * the mount, scripts, in several clones at once; ETXTBSY as below.
+ */
+#include "common.h"
+
+static void copy(const char *from, const char *to)
+{
+	if (shell("cp -L %s %s && chmod 755 %s", from, to, to))
+		die("cp %s", from);
+}
+
+/* bash and all that it needs, in the working directory, and a clone of it. */
+static void make_root(void)
+{
+	copy("/bin/busybox", "busybox");
+	copy("/bin/bash", "bash");
+	mkdir("lib", 0755);
+	if (shell("cp -L $(ldd /bin/bash | grep -o '/[^ ]*') lib"))
+		die("libraries");
+	mkdir("clone", 0755);
+	if (shell("cp -r --reflink=always bash busybox lib clone"))
+		die("clone");
+	drop_caches("3");
+}
+
+static int run(const char *fmt, ...)
+{
+	char cmd[1024], text[4096] = "";
+	size_t n = 0, m;
+	va_list ap;
+	int status;
+	FILE *f;
+
+	va_start(ap, fmt);
+	vsnprintf(cmd, sizeof(cmd), fmt, ap);
+	va_end(ap);
+	f = popen(cmd, "r");
+	while ((m = fread(text + n, 1, sizeof(text) - 1 - n, f)) > 0)
+		n += m;
+	status = pclose(f);
+	say("%s: status %d, said '%s'", cmd, status, text);
+	return status;
+}
+
+#define LDSO	"lib/ld-linux-x86-64.so.2 --library-path "
+
+static void programs(void)
+{
+	int i;
+
+	make_root();
+	for (i = 0; i < 2; i++) {
+		run("./busybox echo static");
+		run("./busybox sha1sum busybox");
+		run(LDSO "lib bash -c 'echo dynamic $((6 * 7)); [ -r bash ] && type type'");
+		run("clone/" LDSO "clone/lib clone/bash -c 'echo clone; exit 3' 2>&1");
+		run(LDSO "lib bash -c 'for i in 1 2 3; do ./busybox echo $i & done; wait' | sort");
+		run("clone/busybox seq 3000 | clone/busybox md5sum");
+		drop_caches("3");
+	}
+}
+
+TEST(programs_and_libraries)
+{
+	SAME(programs);
+}
+
+static void at_once(void)
+{
+	make_root();
+	run("for i in 1 2 3 4 5 6; do " LDSO "lib bash -c 'x=0; for ((i = 0; i < 300; i++)); do ((x += i)); done; echo $x' & "
+	    "clone/" LDSO "clone/lib clone/bash -c 'x=1; for ((i = 0; i < 300; i++)); do ((x += i)); done; echo $x' & done; wait");
+}
+
+TEST(several_at_once)
+{
+	SAME(at_once);
+}
+
+static void scripts(void)
+{
+	char text[PATH_MAX + 64];
+	int fd;
+
+	make_root();
+	snprintf(text, sizeof(text), "#!%s/busybox sh\necho script $1\n", getcwd(NULL, 0));
+	fd = open("s", O_RDWR | O_CREAT, 0755);
+	write_all(fd, text, strlen(text), 0);
+	close(fd);
+	say("%d", shell("./s argument >out"));
+	say_file("out");
+	DO(chmod("s", 0644));
+	say("%d", shell("./s argument 2>/dev/null"));
+	DO(chmod("busybox", 0644));
+	DO(execl("./busybox", "busybox", "true", NULL));
+	DO(access("busybox", X_OK));
+	DO(execl("./lib", "lib", NULL));
+	DO(execl("./nothing", "nothing", NULL));
+	make_file("junk", 5000, 1);
+	DO(chmod("junk", 0755));
+	DO(execl("./junk", "junk", NULL));
+}
+
+TEST(scripts_and_errors)
+{
+	SAME(scripts);
+}
+
+static void text_busy(void)
+{
+	int fd, go[2], status;
+	pid_t pid;
+
+	make_root();
+	if (pipe(go))
+		die("pipe");
+	pid = fork();
+	if (!pid) {
+		dup2(go[0], 0);
+		close(go[1]);
+		execl("./busybox", "busybox", "cat", NULL);
+		_exit(127);
+	}
+	close(go[0]);
+	usleep(500000);
+	/* It runs: no writing. */
+	DO(open("busybox", O_RDWR));
+	DO(open("busybox", O_WRONLY | O_TRUNC));
+	DO(truncate("busybox", 10));
+	DO(open("clone/busybox", O_RDWR));
+	DO(rename("busybox", "busy"));
+	DO(open("busy", O_RDWR));
+	close(go[1]);
+	waitpid(pid, &status, 0);
+	say("it ended with %d", status);
+	fd = DO(open("busy", O_RDWR));
+	/* It is written to: no running. */
+	DO(execl("./busy", "busybox", "true", NULL));
+	close(fd);
+	say("%d", shell("./busy true 2>/dev/null"));
+	say_file("busy");
+}
+
+TEST(what_runs_is_busy)
+{
+	SAME(text_busy);
+}
+
+/* A changed clone runs changed, the other one as before. */
+static void changed(void)
+{
+	make_root();
+	run("./busybox echo one");
+	run("clone/busybox echo two");
+	DO(truncate("clone/busybox", 20000));
+	run("clone/busybox echo three 2>&1 >/dev/null | wc -l");
+	run("./busybox echo four");
+	DO(chmod("bash", 04755));
+	run("sh -c 'chown 12 bash; stat -c %%a bash; cp busybox b2; chmod 4755 b2; chown 65534 b2; stat -c %%a b2'");
+	DO(chmod("b2", 04755));
+	run("./b2 id -u; ./b2 grep -i ^uid /proc/self/status");
+}
+
+TEST(changed_and_setuid_programs)
+{
+	SAME(changed);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,520 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * timeout: 240
+ *
+ * Changes made directly on the lower filesystem, beneath the mount.  Once the
+ * call that made the change has returned, read(2), a new mapping and a new
+ * fault in an old mapping show the new data; a twin keeps its own.  Blocks
+ * that were freed and used again never show another file's bytes.
+ */
+#include "common.h"
+#include <linux/btrfs_tree.h>
+
+#define SIZE	(2 * MiB)
+#define HALF	(SIZE / 2)
+
+static int below(const char *name, int flags)
+{
+	int fd = open(low("%s", name), flags, 0644);
+
+	if (fd < 0)
+		die("%s", name);
+	return fd;
+}
+
+/* --- the changes, to file "a" --------------------------------------------- */
+
+static int do_write(void)
+{
+	char *buf = malloc(SIZE);
+	int fd = below("a", O_RDWR);
+
+	fill(buf, SIZE, 7, 0);
+	write_all(fd, buf, PAGE, 3 * PAGE);
+	write_all(fd, buf, 100, HALF + 9 * PAGE - 50);
+	write_all(fd, buf, 60 * PAGE, HALF + 20 * PAGE);
+	return close(fd);
+}
+
+static int do_direct_write(void)
+{
+	char *buf = aligned_alloc(PAGE, SIZE);
+	int fd = below("a", O_RDWR | O_DIRECT);
+
+	fill(buf, SIZE, 7, 0);
+	write_all(fd, buf, 5 * PAGE, 3 * PAGE);
+	write_all(fd, buf, 60 * PAGE, HALF + 20 * PAGE);
+	return close(fd);
+}
+
+static int do_write_sync_write(void)
+{
+	char page[PAGE];
+	int fd = below("a", O_RDWR), i;
+
+	for (i = 0; i < 3; i++) {
+		fill(page, PAGE, 10 + i, 0);
+		write_all(fd, page, PAGE, (4 + i) * PAGE);
+		fsync(fd);
+		write_all(fd, page, PAGE, HALF + 4 * PAGE);
+	}
+	return close(fd);
+}
+
+static int do_store(void)
+{
+	char *p = map_file(low("a"), SIZE, PROT_READ | PROT_WRITE, MAP_SHARED);
+
+	memset(p + 5 * PAGE, 0x11, 3 * PAGE);
+	memset(p + HALF + 5 * PAGE, 0x22, 3 * PAGE);
+	return munmap(p, SIZE);
+}
+
+static int do_store_msync(void)
+{
+	char *p = map_file(low("a"), SIZE, PROT_READ | PROT_WRITE, MAP_SHARED);
+
+	memset(p + 5 * PAGE, 0x11, 3 * PAGE);
+	memset(p + HALF + 5 * PAGE, 0x22, 3 * PAGE);
+	if (msync(p, SIZE, MS_SYNC))
+		return -1;
+	memset(p + 50 * PAGE, 0x33, 3 * PAGE);
+	memset(p + HALF + 50 * PAGE, 0x33, 3 * PAGE);
+	return munmap(p, SIZE);
+}
+
+static int do_truncate(void)
+{
+	return truncate(low("a"), HALF + 77);
+}
+
+static int do_truncate_and_back(void)
+{
+	return truncate(low("a"), HALF + 10 * PAGE + 77) || truncate(low("a"), SIZE);
+}
+
+static int do_extend(void)
+{
+	return truncate(low("a"), SIZE + 10 * PAGE);
+}
+
+static int do_mode(int mode, off_t off, off_t len)
+{
+	int fd = below("a", O_RDWR);
+	int ret = fallocate(fd, mode, off, len);
+
+	if (ret && errno == EOPNOTSUPP)
+		ret = 0;
+	close(fd);
+	return ret;
+}
+
+static int do_punch(void)
+{
+	return do_mode(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, HALF - 5 * PAGE, 20 * PAGE + 5);
+}
+
+static int do_zero(void)
+{
+	return do_mode(FALLOC_FL_ZERO_RANGE, HALF - 5 * PAGE, 20 * PAGE + 5);
+}
+
+static int do_collapse(void)
+{
+	return do_mode(FALLOC_FL_COLLAPSE_RANGE, 16 * PAGE, 16 * PAGE);
+}
+
+static int do_insert(void)
+{
+	return do_mode(FALLOC_FL_INSERT_RANGE, 16 * PAGE, 16 * PAGE);
+}
+
+static int do_unshare(void)
+{
+	return do_mode(FALLOC_FL_UNSHARE_RANGE, 0, SIZE);
+}
+
+static int do_unshare_and_write(void)
+{
+	return do_unshare() || do_write_sync_write();
+}
+
+static int do_clone_onto(void)
+{
+	struct file_clone_range range = { .src_length = SIZE / 4, .dest_offset = HALF - SIZE / 8 };
+	int in, fd, ret;
+
+	make_file(low("other"), SIZE, 5);
+	in = below("other", O_RDONLY);
+	fd = below("a", O_RDWR);
+	range.src_fd = in;
+	ret = ioctl(fd, FICLONERANGE, &range);
+	close(in);
+	close(fd);
+	return ret;
+}
+
+static int do_clone_onto_and_free(void)
+{
+	return do_clone_onto() || unlink(low("other"));
+}
+
+static int do_swap_twice(void)
+{
+	/* The block leaves the file and comes back: content has changed between. */
+	struct file_clone_range range = { .src_length = 64 * PAGE, .src_offset = HALF };
+	int fd = below("a", O_RDWR), save = below("save", O_RDWR | O_CREAT), ret;
+
+	range.src_fd = fd;
+	ret = ioctl(save, FICLONERANGE, &range);
+	fsync(save);
+	do_write();
+	fsync(fd);
+	range.src_fd = save;
+	range.src_offset = 0;
+	range.dest_offset = HALF;
+	ret |= ioctl(fd, FICLONERANGE, &range);
+	close(fd);
+	close(save);
+	unlink(low("save"));
+	return ret;
+}
+
+static int do_dedupe(void)
+{
+	char raw[sizeof(struct file_dedupe_range) + sizeof(struct file_dedupe_range_info)] = {};
+	struct file_dedupe_range *range = (void *)raw;
+	int fd, same, ret;
+
+	make_file(low("same"), SIZE, 1);
+	same = below("same", O_RDWR);
+	fd = below("a", O_RDWR);
+	range->src_length = HALF;
+	range->src_offset = HALF / 2;
+	range->dest_count = 1;
+	range->info[0].dest_fd = fd;
+	range->info[0].dest_offset = HALF / 2;
+	ret = ioctl(same, FIDEDUPERANGE, range) || range->info[0].status;
+	close(fd);
+	close(same);
+	unlink(low("same"));
+	return ret;
+}
+
+static int do_copy(void)
+{
+	int fd = below("a", O_RDWR), in;
+	off_t from = 0, to = HALF - 10 * PAGE;
+	ssize_t n;
+
+	make_file(low("other"), SIZE, 5);
+	in = below("other", O_RDONLY);
+	n = copy_file_range(in, &from, fd, &to, 40 * PAGE, 0);
+	close(in);
+	close(fd);
+	return n == 40 * PAGE ? 0 : -1;
+}
+
+static int do_attributes(void)
+{
+	return chmod(low("a"), 0600) || setxattr(low("a"), "user.x", "y", 1, 0) ||
+	       utimensat(AT_FDCWD, low("a"), NULL, 0) || link(low("a"), low("l")) ||
+	       unlink(low("l"));
+}
+
+static int do_defrag(void)
+{
+	struct btrfs_ioctl_defrag_range_args args = { .len = -1, .flags = BTRFS_DEFRAG_RANGE_START_IO,
+						      .extent_thresh = 32 * MiB };
+	int fd = below("a", O_RDWR), ret = 0;
+
+	if (btrfs)
+		ret = ioctl(fd, BTRFS_IOC_DEFRAG_RANGE, &args);
+	close(fd);
+	sync();
+	return ret;
+}
+
+static int do_compress(void)
+{
+	struct btrfs_ioctl_defrag_range_args args = {
+		.len = -1, .compress_type = 1,
+		.flags = BTRFS_DEFRAG_RANGE_START_IO | BTRFS_DEFRAG_RANGE_COMPRESS };
+	int fd = below("a", O_RDWR), ret = 0;
+
+	if (btrfs)
+		ret = ioctl(fd, BTRFS_IOC_DEFRAG_RANGE, &args);
+	close(fd);
+	sync();
+	return ret;
+}
+
+static int do_balance(void)
+{
+	struct btrfs_ioctl_balance_args args = { .flags = 1 /* data */ };
+	int fd = open(low("."), O_RDONLY), ret = 0;
+
+	if (btrfs)
+		ret = ioctl(fd, BTRFS_IOC_BALANCE_V2, &args);
+	close(fd);
+	return ret;
+}
+
+/* --- the checks ----------------------------------------------------------- */
+
+FIXTURE(file) {
+	char *old_map;		/* through the mount, first half touched */
+	int old_fd;
+};
+
+FIXTURE_VARIANT(file) {
+	int (*change)(void);
+};
+
+#define CHANGE(what) FIXTURE_VARIANT_ADD(file, what) { .change = do_##what }
+
+CHANGE(write);
+CHANGE(direct_write);
+CHANGE(write_sync_write);
+CHANGE(store);
+CHANGE(store_msync);
+CHANGE(truncate);
+CHANGE(truncate_and_back);
+CHANGE(extend);
+CHANGE(punch);
+CHANGE(zero);
+CHANGE(collapse);
+CHANGE(insert);
+CHANGE(unshare);
+CHANGE(unshare_and_write);
+CHANGE(clone_onto);
+CHANGE(clone_onto_and_free);
+CHANGE(swap_twice);
+CHANGE(dedupe);
+CHANGE(copy);
+CHANGE(attributes);
+CHANGE(defrag);
+CHANGE(compress);
+CHANGE(balance);
+
+FIXTURE_SETUP(file)
+{
+	make_file(low("a"), SIZE, 1);
+	make_clone(low("a"), low("twin"));
+	drop_caches("3");
+	EXPECT_EQ(-1, check_file(up("a"), SIZE, 1));
+	EXPECT_EQ(-1, check_file(up("twin"), SIZE, 1));
+	self->old_map = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
+	ASSERT_NE(MAP_FAILED, self->old_map);
+	touch(self->old_map, HALF);
+	self->old_fd = open(up("a"), O_RDONLY);
+	ASSERT_LE(0, self->old_fd);
+}
+
+FIXTURE_TEARDOWN(file)
+{
+	static const char * const names[] = { "a", "twin", "other", "same", "save", "new", "new.twin" };
+	unsigned int i;
+
+	for (i = 0; i < sizeof(names) / sizeof(*names); i++)
+		unlink(low("%s", names[i]));
+}
+
+/* What the mount shows, against @want of @size bytes. */
+static void check_all(struct __test_metadata *_metadata, FIXTURE_DATA(file) *self,
+		      const char *want, size_t size)
+{
+	size_t both = size < SIZE ? size : SIZE;
+	char *p, *got = malloc(size + 1);
+
+	EXPECT_EQ((ssize_t)size, pread(self->old_fd, got, size + 1, 0));
+	EXPECT_EQ(0, memcmp(got, want, size)) TH_LOG("read through an old descriptor");
+	EXPECT_EQ(-1, differs_from(up("a"), want, size)) TH_LOG("read");
+	EXPECT_EQ(0, memcmp(self->old_map + HALF, want + HALF, both - HALF))
+		TH_LOG("new faults in an old mapping");
+	p = map_file(up("a"), size, PROT_READ, MAP_SHARED);
+	EXPECT_EQ(0, memcmp(p, want, size)) TH_LOG("a new mapping");
+	munmap(p, size);
+	madvise(self->old_map, SIZE, MADV_DONTNEED);
+	EXPECT_EQ(0, memcmp(self->old_map, want, both)) TH_LOG("an old mapping faulted anew");
+	EXPECT_EQ(-1, check_file(up("twin"), SIZE, 1)) TH_LOG("the twin");
+	free(got);
+}
+
+TEST_F(file, is_seen_at_once)
+{
+	struct stat st;
+	char *want, *seen;
+	int fd;
+
+	ASSERT_EQ(0, variant->change()) TH_LOG("%s", strerror(errno));
+
+	/* The mount is asked first: reading below would fill the page cache. */
+	fd = open(up("a"), O_RDONLY);
+	ASSERT_EQ(0, stat(low("a"), &st));
+	seen = malloc(st.st_size);
+	want = malloc(st.st_size);
+	EXPECT_EQ(st.st_size, pread(fd, seen, st.st_size, 0));
+	close(fd);
+	fd = open(low("a"), O_RDONLY);
+	ASSERT_EQ(st.st_size, pread(fd, want, st.st_size, 0));
+	close(fd);
+	EXPECT_EQ(0, memcmp(seen, want, st.st_size)) TH_LOG("the first read");
+	check_all(_metadata, self, want, st.st_size);
+	sync();
+	check_all(_metadata, self, want, st.st_size);
+	drop_caches("1");
+	check_all(_metadata, self, want, st.st_size);
+
+	/* Let others take what was freed. */
+	make_file(low("new"), 2 * SIZE, 50);
+	make_clone(low("new"), low("new.twin"));
+	drop_caches("1");
+	EXPECT_EQ(-1, check_file(up("new"), 2 * SIZE, 50));
+	check_all(_metadata, self, want, st.st_size);
+	drop_caches("3");
+	check_all(_metadata, self, want, st.st_size);
+}
+
+/* --- replaced by rename, removed ------------------------------------------ */
+
+TEST(replaced_by_rename)
+{
+	char *old, *new;
+	int fd;
+
+	make_file(low("a"), SIZE, 1);
+	make_clone(low("a"), low("twin"));
+	make_file(low("b"), SIZE, 2);
+	make_clone(low("b"), low("b.twin"));
+	drop_caches("3");
+	EXPECT_EQ(-1, check_file(up("a"), SIZE, 1));
+	old = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
+	touch(old, HALF);
+	fd = open(up("a"), O_RDONLY);
+	ASSERT_EQ(0, rename(low("b"), low("a")));
+	EXPECT_EQ(-1, check_file(up("a"), SIZE, 2));
+	new = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
+	EXPECT_EQ(-1, mismatch(new, SIZE, 2, 0));
+	/* The open one lives on. */
+	EXPECT_EQ(-1, mismatch(old, SIZE, 1, 0));
+	EXPECT_EQ(-1, access(up("b"), F_OK));
+	EXPECT_EQ(0, unlink(low("a")));
+	EXPECT_EQ(0, unlink(low("twin")));
+	EXPECT_EQ(-1, access(up("a"), F_OK));
+	drop_caches("3");
+	EXPECT_EQ(-1, mismatch(old, SIZE, 1, 0));
+	EXPECT_EQ(-1, mismatch(new, SIZE, 2, 0));
+	close(fd);
+	unlink(low("b.twin"));
+}
+
+/* --- blocks freed and used again ------------------------------------------ */
+
+TEST(freed_blocks_used_by_others)
+{
+	const size_t size = 128 * PAGE;
+	static uint64_t seen[512];
+	int gen, i, nr_seen = 0, reused = 0;
+	struct fiemap_extent ext[8];
+	char *p;
+	long n;
+
+	for (gen = 0; gen < 40; gen++) {
+		make_file(low("g%d", gen % 2), size, gen);
+		make_clone(low("g%d", gen % 2), low("h%d", gen % 2));
+		n = fiemap(low("g%d", gen % 2), ext, 8);
+		for (i = 0; n > 0 && i < nr_seen; i++)
+			reused += seen[i] == ext[0].fe_physical;
+		if (n > 0)
+			seen[nr_seen++] = ext[0].fe_physical;
+
+		ASSERT_EQ(-1, check_file(up("g%d", gen % 2), size, gen));
+		p = map_file(up("h%d", gen % 2), size, PROT_READ, MAP_SHARED);
+		ASSERT_EQ(-1, mismatch(p, size, gen, 0));
+		munmap(p, size);
+		if (gen) {
+			ASSERT_EQ(-1, check_file(up("h%d", (gen - 1) % 2), size, gen - 1));
+			unlink(low("g%d", (gen - 1) % 2));
+			unlink(low("h%d", (gen - 1) % 2));
+		}
+		if (gen % 4 == 3)
+			sync();		/* frees them for good */
+	}
+	for (i = 0; i < 2; i++) {
+		unlink(low("g%d", i));
+		unlink(low("h%d", i));
+	}
+	TH_LOG("blocks used again: %d times", reused);
+	EXPECT_LT(0, reused);
+}
+
+/* --- a writer beneath, against readers and fills --------------------------- */
+
+#define RACE_PAGES	64
+
+static void race_reader(int how)
+{
+	char *buf = malloc(RACE_PAGES * PAGE), *p;
+	int fd;
+
+	for (;;) {
+		if (how == 2) {
+			write_text("/proc/sys/vm/drop_caches", "2");
+			usleep(30000);
+			continue;
+		}
+		fd = open(up(how ? "a" : "twin"), O_RDONLY);
+		pread(fd, buf, RACE_PAGES * PAGE, 0);
+		p = mmap(NULL, RACE_PAGES * PAGE, PROT_READ, MAP_SHARED, fd, 0);
+		touch(p, RACE_PAGES * PAGE);
+		munmap(p, RACE_PAGES * PAGE);
+		close(fd);
+	}
+}
+
+TEST(a_writer_beneath_against_readers)
+{
+	char page[PAGE], *want = malloc(RACE_PAGES * PAGE), *p;
+	double end = now() + 8;
+	int i, fd, rounds = 0;
+	pid_t pid[3];
+	size_t at;
+
+	make_file(low("a"), RACE_PAGES * PAGE, 0);
+	fill(want, RACE_PAGES * PAGE, 0, 0);
+	make_clone(low("a"), low("twin"));
+	for (i = 0; i < 3; i++) {
+		pid[i] = fork();
+		if (!pid[i])
+			race_reader(i);
+	}
+	while (now() < end) {
+		rounds++;
+		at = mix(rounds) % RACE_PAGES * PAGE;
+		fill(page, PAGE, rounds, 0);
+		fd = open(low("a"), O_RDWR);
+		write_all(fd, page, PAGE, at);
+		memcpy(want + at, page, PAGE);
+		if (rounds % 3 == 0)
+			fsync(fd);
+		close(fd);
+		if (rounds % 5 == 0)
+			make_clone(low("a"), low("twin"));
+
+		p = map_file(up("a"), RACE_PAGES * PAGE, PROT_READ, MAP_SHARED);
+		EXPECT_EQ(0, memcmp(p + at, page, PAGE)) TH_LOG("round %d, mapped", rounds);
+		munmap(p, RACE_PAGES * PAGE);
+		ASSERT_EQ(-1, differs_from(up("a"), want, RACE_PAGES * PAGE))
+			TH_LOG("round %d", rounds);
+	}
+	for (i = 0; i < 3; i++) {
+		kill(pid[i], SIGKILL);
+		waitpid(pid[i], NULL, 0);
+	}
+	TH_LOG("%d rounds", rounds);
+	unlink(low("a"));
+	unlink(low("twin"));
+}
+
+TEST_HARNESS_MAIN

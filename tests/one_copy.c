@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * 24 clones of a tree, all read through the mount, cost one copy in RAM, and
+ * clones 2 to 24 read no data from the disk.  (XFS alone: 24 copies.)
+ */
+#include "common.h"
+
+#define CLONES	24
+#define SMALL	40
+
+static size_t size_of(int file)
+{
+	/* One big file, and small ones that end anywhere in a page. */
+	return file ? 3000 + (file * 7919) % (60 * KiB) : 16 * MiB;
+}
+
+static size_t tree_pages(void)
+{
+	size_t n = 0;
+	int f;
+
+	for (f = 0; f <= SMALL; f++)
+		n += (size_of(f) + PAGE - 1) / PAGE;
+	return n;
+}
+
+static void make_original(void)
+{
+	int f;
+
+	for (f = 0; f <= SMALL; f++)
+		make_file(low("0/f%d", f), size_of(f), f);
+}
+
+static void make_reflinks(void)
+{
+	int c, f;
+
+	mkdir(low("0"), 0755);
+	make_original();
+	for (c = 1; c < CLONES; c++) {
+		mkdir(low("%d", c), 0755);
+		for (f = 0; f <= SMALL; f++)
+			make_clone(low("0/f%d", f), low("%d/f%d", c, f));
+	}
+}
+
+static void make_snapshots(void)
+{
+	struct btrfs_ioctl_vol_args vol = {};
+	struct btrfs_ioctl_vol_args_v2 snap = {};
+	int dir = open(low("."), O_RDONLY | O_DIRECTORY), c;
+
+	strcpy(vol.name, "0");
+	if (ioctl(dir, BTRFS_IOC_SUBVOL_CREATE, &vol))
+		die("subvolume");
+	make_original();
+	sync();
+	snap.fd = open(low("0"), O_RDONLY | O_DIRECTORY);
+	for (c = 1; c < CLONES; c++) {
+		snprintf(snap.name, sizeof(snap.name), "%d", c);
+		if (ioctl(dir, BTRFS_IOC_SNAP_CREATE_V2, &snap))
+			die("snapshot");
+	}
+	close(snap.fd);
+	close(dir);
+}
+
+/* Only data is counted: have the metadata in memory. */
+static void read_metadata(void)
+{
+	int c, f;
+
+	for (c = 0; c < CLONES; c++) {
+		for (f = 0; f <= SMALL; f++) {
+			if (fiemap(low("%d/f%d", c, f), NULL, 0) < 1)
+				die("fiemap");
+		}
+	}
+}
+
+static int wrong_files(int clone, char *want[])
+{
+	int f, wrong = 0;
+
+	for (f = 0; f <= SMALL; f++)
+		wrong += differs_from(up("%d/f%d", clone, f), want[f], size_of(f)) >= 0;
+	return wrong;
+}
+
+FIXTURE(tree) {
+	char *want[SMALL + 1];
+};
+
+FIXTURE_VARIANT(tree) {
+	void (*make)(void);
+};
+
+FIXTURE_VARIANT_ADD(tree, reflinks) { .make = make_reflinks };
+FIXTURE_VARIANT_ADD(tree, snapshots) { .make = make_snapshots };
+
+FIXTURE_SETUP(tree)
+{
+	int f;
+
+	if (variant->make == make_snapshots && !btrfs)
+		SKIP(return, "XFS has no snapshots");
+	for (f = 0; f <= SMALL; f++) {
+		self->want[f] = malloc(size_of(f));
+		fill(self->want[f], size_of(f), f, 0);
+	}
+	variant->make();
+	drop_caches("3");
+	read_metadata();
+}
+
+FIXTURE_TEARDOWN(tree)
+{
+	int c;
+
+	for (c = 0; c < CLONES; c++)
+		rm_rf(low("%d", c));
+}
+
+TEST_F(tree, read)
+{
+	long size = tree_pages() * PAGE, cache, disk_first, disk_rest, grown;
+	int c;
+
+	cache = cache_bytes();
+	disk_first = disk_read_bytes();
+	EXPECT_EQ(0, wrong_files(0, self->want));
+	disk_rest = disk_read_bytes();
+	for (c = 1; c < CLONES; c++)
+		EXPECT_EQ(0, wrong_files(c, self->want));
+
+	grown = cache_bytes() - cache;
+	TH_LOG("%.3f copies in RAM; read from disk: clone 1 %ld KiB, the others %ld KiB",
+	       1.0 * grown / size, (disk_rest - disk_first) / 1024,
+	       (disk_read_bytes() - disk_rest) / 1024);
+	EXPECT_LE(grown, size * 103 / 100);
+	/* Less than one copy would mean that something is not counted. */
+	EXPECT_GE(grown, size * 97 / 100);
+	/* Some metadata may still be read. */
+	EXPECT_LE(disk_read_bytes() - disk_rest, 128 * (long)KiB);
+
+	/* And once more, in another order, from memory alone. */
+	disk_rest = disk_read_bytes();
+	for (c = CLONES - 1; c >= 0; c--)
+		EXPECT_EQ(0, wrong_files(c, self->want));
+	EXPECT_LE(disk_read_bytes() - disk_rest, 128 * (long)KiB);
+	EXPECT_LE(cache_bytes() - cache, size * 103 / 100);
+}
+
+TEST_HARNESS_MAIN

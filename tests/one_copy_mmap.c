@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * 24 processes map one of 24 clones each, and touch all of it: one copy in
+ * RAM, and the proportional set sizes of the mappings add up to one copy.
+ */
+#include "common.h"
+
+#define CLONES	24
+#define SIZE	(16 * MiB)
+
+static size_t smaps(pid_t pid, const char *file, const char *field)
+{
+	char path[64], line[4096], key[64];
+	unsigned long start, end;
+	size_t kib, sum = 0;
+	bool ours = false;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps", pid);
+	snprintf(key, sizeof(key), "%s: %%zu kB", field);
+	f = fopen(path, "r");
+	if (!f)
+		die("%s", path);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			ours = strstr(line, file);
+		else if (ours && sscanf(line, key, &kib) == 1)
+			sum += kib * 1024;
+	}
+	fclose(f);
+	return sum;
+}
+
+FIXTURE(clones) {
+	char *want;
+};
+
+FIXTURE_VARIANT(clones) {
+	int flags;
+};
+
+FIXTURE_VARIANT_ADD(clones, private) { .flags = MAP_PRIVATE };
+FIXTURE_VARIANT_ADD(clones, shared) { .flags = MAP_SHARED };
+FIXTURE_VARIANT_ADD(clones, populated) { .flags = MAP_PRIVATE | MAP_POPULATE };
+
+FIXTURE_SETUP(clones)
+{
+	int c;
+
+	self->want = malloc(SIZE);
+	fill(self->want, SIZE, 1, 0);
+	make_file(low("c0"), SIZE, 1);
+	for (c = 1; c < CLONES; c++)
+		make_clone(low("c0"), low("c%d", c));
+	drop_caches("3");
+	for (c = 0; c < CLONES; c++)
+		fiemap(low("c%d", c), NULL, 0);
+}
+
+FIXTURE_TEARDOWN(clones)
+{
+	int c;
+
+	for (c = 0; c < CLONES; c++)
+		unlink(low("c%d", c));
+}
+
+TEST_F(clones, mapped_at_once)
+{
+	size_t pss = 0, rss = 0;
+	int ready[2], c, status;
+	pid_t pid[CLONES];
+	long cache = cache_bytes(), grown;
+	char ok;
+
+	ASSERT_EQ(0, pipe(ready));
+	for (c = 0; c < CLONES; c++) {
+		pid[c] = fork();
+		if (!pid[c]) {
+			char *p = map_file(up("c%d", c), SIZE, PROT_READ, variant->flags);
+
+			ok = p != MAP_FAILED && !memcmp(p, self->want, SIZE);
+			write(ready[1], &ok, 1);
+			pause();
+			_exit(0);
+		}
+	}
+	for (c = 0; c < CLONES; c++) {
+		ASSERT_EQ(1, read(ready[0], &ok, 1));
+		EXPECT_EQ(1, ok) TH_LOG("a mapping holds wrong bytes");
+	}
+
+	grown = cache_bytes() - cache;
+	for (c = 0; c < CLONES; c++) {
+		char name[32];
+
+		snprintf(name, sizeof(name), "/c%d\n", c);
+		rss += smaps(pid[c], name, "Rss");
+		pss += smaps(pid[c], name, "Pss");
+		kill(pid[c], SIGKILL);
+		waitpid(pid[c], &status, 0);
+	}
+	TH_LOG("%.3f copies in RAM, Rss %.3f, Pss %.3f", 1.0 * grown / SIZE,
+	       1.0 * rss / SIZE, 1.0 * pss / SIZE);
+	EXPECT_LE(grown, (long)SIZE * 103 / 100);
+	EXPECT_GE(grown, (long)SIZE * 97 / 100);
+	EXPECT_EQ(CLONES * SIZE, rss);
+	EXPECT_LE(pss, SIZE * 105 / 100);
+	EXPECT_GE(pss, SIZE * 95 / 100);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pool_limit=SIZE bounds the pool, whatever is read or mapped, and data stay
+ * right; a remount changes it; a domain has a pool of its own.
+ */
+#include "common.h"
+
+#define SIZE	(24 * MiB)
+
+static char at[] = "mnt.XXXXXX";
+static char *pool_dir;
+
+/* The pool that was not there before. */
+static int find_pool(const char *known)
+{
+	struct dirent *e;
+	DIR *d = opendir("/sys/fs/dedupfs");
+	int n = 0;
+
+	while (d && (e = readdir(d))) {
+		if (e->d_name[0] == '.' || e->d_type != DT_DIR || strstr(known, e->d_name))
+			continue;
+		pool_dir = strdup(path_of("/sys/fs/dedupfs/%s", e->d_name));
+		n++;
+	}
+	if (d)
+		closedir(d);
+	return n;
+}
+
+FIXTURE(limited) {
+	char *want;
+};
+
+FIXTURE_SETUP(limited)
+{
+	struct dirent *e;
+	char known[8192] = "";
+	DIR *d;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	self->want = malloc(SIZE);
+	fill(self->want, SIZE, 1, 0);
+	make_file(low("a"), SIZE, 1);
+	make_clone(low("a"), low("b"));
+	drop_caches("3");
+	d = opendir("/sys/fs/dedupfs");
+	ASSERT_NE(NULL, d);
+	while ((e = readdir(d)))
+		strcat(strcat(known, e->d_name), "\n");
+	closedir(d);
+	ASSERT_NE(NULL, mkdtemp(at));
+	ASSERT_EQ(0, mount(lower_dir, at, "dedupfs", 0, "pool_limit=4m,domain=limited"));
+	ASSERT_EQ(1, find_pool(known)) TH_LOG("a domain has a pool of its own");
+}
+
+FIXTURE_TEARDOWN(limited)
+{
+	if (!have_pool)
+		return;
+	umount2(at, MNT_DETACH);
+	rmdir(at);
+	unlink(low("a"));
+	unlink(low("b"));
+}
+
+static const char *in(const char *name)
+{
+	return path_of("%s/%s", at, name);
+}
+
+TEST_F(limited, reads_and_mappings_stay_below)
+{
+	char *p;
+	size_t off;
+
+	EXPECT_EQ(-1, differs_from(in("a"), self->want, SIZE));
+	EXPECT_GE(1024, pool_in(pool_dir, "pages"));
+	EXPECT_LT(512, pool_in(pool_dir, "pages"));
+	EXPECT_EQ(-1, differs_from(in("b"), self->want, SIZE));
+	EXPECT_GE(1024, pool_in(pool_dir, "pages"));
+	EXPECT_LT(0, pool_in(pool_dir, "evictions"));
+
+	p = map_file(in("b"), SIZE, PROT_READ, MAP_PRIVATE);
+	ASSERT_NE(MAP_FAILED, p);
+	for (off = 0; off < SIZE; off += MiB) {
+		EXPECT_EQ(0, memcmp(p + off, self->want + off, MiB));
+		EXPECT_GE(1024, pool_in(pool_dir, "pages"));
+	}
+	EXPECT_EQ(0, memcmp(p, self->want, SIZE));
+}
+
+TEST_F(limited, remount_changes_it)
+{
+	long limit = pool_in(pool_dir, "limit");
+
+	ASSERT_EQ(0, mount(NULL, at, NULL, MS_REMOUNT, "pool_limit=16m"));
+	EXPECT_EQ(limit * 4, pool_in(pool_dir, "limit"));
+	EXPECT_EQ(-1, differs_from(in("a"), self->want, SIZE));
+	EXPECT_LT(1024, pool_in(pool_dir, "pages"));
+	EXPECT_GE(4096, pool_in(pool_dir, "pages"));
+	ASSERT_EQ(0, mount(NULL, at, NULL, MS_REMOUNT, "pool_limit=2m"));
+	EXPECT_EQ(-1, differs_from(in("b"), self->want, SIZE));
+	EXPECT_GE(512, pool_in(pool_dir, "pages"));
+	ASSERT_EQ(0, mount(NULL, at, NULL, MS_REMOUNT, "pool_limit=1%"));
+	/* Pages or bytes: one per cent of RAM, as 16m was. */
+	EXPECT_LE(meminfo("MemTotal") / 100 * (limit * 4) / (16 * (long)MiB) * 9 / 10,
+		  pool_in(pool_dir, "limit"));
+}
+
+TEST_F(limited, domains_do_not_share)
+{
+	long ours;
+
+	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
+	ours = pool_in(pool_dir, "pages");
+	EXPECT_EQ(0, ours) TH_LOG("read in another domain");
+	EXPECT_EQ(-1, differs_from(in("b"), self->want, SIZE));
+	EXPECT_LT(0, pool_in(pool_dir, "fills"));
+}
+
+TEST_HARNESS_MAIN
