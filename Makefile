@@ -30,7 +30,7 @@ kbuild = $(MAKE) $(jobs) --no-print-directory -C $(KDIR) M=$(out) DEDUPFS_TOP=$(
 
 .DEFAULT_GOAL := modules
 .PHONY: modules prepare install uninstall dkms-install dkms-remove setup \
-	check tests demo bench clean distclean help
+	check tests style demo bench clean distclean help
 
 modules: prepare
 	+@$(kbuild) modules
@@ -98,8 +98,12 @@ test_programs := $(patsubst tests/%.c,build/tests/%,$(wildcard tests/*.c))
 tests: $(test_programs)
 build/tests/%: tests/%.c $(wildcard tests/*.h)
 	@mkdir -p $(@D)
+	@rm -f $@
 	$(or $(CC),cc) -O2 -g -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 		-Wno-missing-field-initializers -pthread -Ibuild/kselftest -o $@ $<
+
+style:
+	@scripts/checkstyle
 
 clean:
 	rm -rf $(filter-out $(addprefix build/,kernels kselftest vm),$(wildcard build/*))
@@ -118,6 +122,7 @@ help:
 	@echo 'make check            all tests: kernels 6.1 and 6.12, XFS and btrfs'
 	@echo '     T=name           ... only tests/name'
 	@echo '     K=6.12  FS=xfs   ... only on that kernel, that filesystem'
+	@echo 'make style            checkpatch --strict on all sources'
 	@$(if $(wildcard scripts/demo),echo 'make demo             see it work in a guest')
 	@$(if $(wildcard scripts/bench),echo 'make bench            measure it in a guest')
 	@echo 'make clean            remove the builds (distclean: downloads too)'

@@ -911,6 +911,44 @@ static void put_witnesses(struct window *w)
 		dedupfs_map_put(w->witness[--w->nr_witnesses].map);
 }
 
+/*
+ * The next part of a range, from @pos on, that the file is not attached to
+ * already.  Where it is, and its counter did not move, it is its own witness.
+ * Return: false at the end.
+ */
+static bool next_new_part(const struct window *w, const struct dedupfs_range *r, pgoff_t *pos,
+			  struct dedupfs_range *part)
+{
+	pgoff_t end = r->index + r->nr;
+	struct dedupfs_range now;
+
+	while (*pos < end && dedupfs_map_lookup(w->map, *pos, &now) &&
+	       now.reason == DEDUPFS_POOLED && now.block == r->block + (*pos - r->index))
+		*pos += now.nr;
+	if (*pos >= end)
+		return false;
+	*part = *r;
+	part->index = *pos;
+	part->block += *pos - r->index;
+	part->nr = end - *pos;
+	for (; *pos < end; *pos += now.nr) {
+		struct dedupfs_extent *ext = extent_at_or_after(w->map, *pos);
+
+		/* Unknown, or of another kind: part of the answer. */
+		if (!ext || ext->index >= end) {
+			*pos = end;
+			break;
+		}
+		*pos = max(*pos, ext->index);
+		if (ext->reason == DEDUPFS_POOLED)
+			break;
+		now.nr = ext->index + ext->nr - *pos;
+	}
+	*pos = min(*pos, end);
+	part->nr = *pos - part->index;
+	return true;
+}
+
 /* Choose extents of other files that together cover a range's present pages. */
 static void choose_witnesses(struct window *w, const struct dedupfs_range *r)
 {
@@ -952,13 +990,19 @@ static bool witness_holds(struct window *w, struct witness *x)
 /* Prove what is in the pool for the window's blocks, through other files. */
 static void find_witnesses(struct window *w)
 {
+	struct dedupfs_range part;
 	unsigned int i, kept = 0;
+	pgoff_t pos;
 
 	down_read(&w->pool->sem);
-	for (i = 0; i < w->nr_ranges; i++)
-		if (w->ranges[i].reason == DEDUPFS_POOLED &&
-		    dedupfs_pool_any(w->pool, w->ranges[i].block, w->ranges[i].nr))
-			choose_witnesses(w, &w->ranges[i]);
+	for (i = 0; i < w->nr_ranges; i++) {
+		if (w->ranges[i].reason != DEDUPFS_POOLED)
+			continue;
+		pos = w->ranges[i].index;
+		while (next_new_part(w, &w->ranges[i], &pos, &part))
+			if (dedupfs_pool_any(w->pool, part.block, part.nr))
+				choose_witnesses(w, &part);
+	}
 	up_read(&w->pool->sem);
 
 	for (i = 0; i < w->nr_witnesses; i++) {
@@ -1170,8 +1214,10 @@ static bool still_true(struct window *w)
 static int attach(struct window *w, struct dedupfs_fill *fill)
 {
 	unsigned int i, pos = 0, joins = 0;
-	u64 block, nr;
+	struct dedupfs_range part;
 	int err = -ESTALE;
+	u64 block, nr;
+	pgoff_t at;
 
 	down_write(&w->pool->sem);
 	if (!still_true(w))
@@ -1186,10 +1232,12 @@ static int attach(struct window *w, struct dedupfs_fill *fill)
 	for (i = 0; i < w->nr_ranges; i++) {
 		if (w->ranges[i].reason != DEDUPFS_POOLED)
 			continue;
-		err = drop_unproven(w, &w->ranges[i]);
-		if (err)
-			goto out;
-		joins += dedupfs_pool_any(w->pool, w->ranges[i].block, w->ranges[i].nr);
+		for (at = w->ranges[i].index; next_new_part(w, &w->ranges[i], &at, &part); ) {
+			err = drop_unproven(w, &part);
+			if (err)
+				goto out;
+			joins += dedupfs_pool_any(w->pool, part.block, part.nr);
+		}
 	}
 	if (fill) {
 		while (dedupfs_fill_next_range(fill, &block, &nr, &pos)) {

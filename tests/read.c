@@ -173,29 +173,6 @@ TEST(nowait)
 	SAME(by_nowait);
 }
 
-TEST(nowait_reads_nothing_from_disk)
-{
-	static char buf[8 * PAGE];
-	struct iovec iov = { buf, sizeof(buf) };
-	long before;
-	int fd;
-
-	make_file(low("n"), 64 * PAGE, 1);
-	make_clone(low("n"), low("n.twin"));
-	drop_caches("3");
-	fiemap(low("n"), NULL, 0);
-	before = disk_read_bytes();
-	fd = open(up("n"), O_RDONLY);
-	EXPECT_EQ(-1, preadv2(fd, &iov, 1, 0, RWF_NOWAIT));
-	EXPECT_EQ(EAGAIN, errno);
-	EXPECT_GE(8 * (long)PAGE, disk_read_bytes() - before);
-	/* Once read, no waiting is needed. */
-	EXPECT_EQ(-1, check_file(up("n"), 64 * PAGE, 1));
-	EXPECT_EQ(8 * PAGE, preadv2(fd, &iov, 1, 0, RWF_NOWAIT));
-	EXPECT_EQ(-1, mismatch(buf, sizeof(buf), 1, 0));
-	close(fd);
-}
-
 static void by_sendfile(void)
 {
 	char *buf = malloc(2 * SIZE);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* 6.2: ACL operations take a dentry; vfs_get_acl(). exported: vfs_get_acl vfs_set_acl vfs_remove_acl */
+/*
+ * 6.2: ACL operations take a dentry; vfs_get_acl().
+ * exported: vfs_get_acl vfs_set_acl vfs_remove_acl
+ */
 #include <linux/fs.h>
 #include <linux/posix_acl.h>
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* 6.5: vfs_splice_read() is there for modules. exported: vfs_splice_read */
+/*
+ * 6.5: vfs_splice_read() is there for modules.
+ * exported: vfs_splice_read
+ */
 #include <linux/fs.h>
 #include <linux/splice.h>
 

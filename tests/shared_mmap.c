@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Stores through MAP_SHARED: seen at once by read(2), other mappings and the
+ * lower file, in the file after msync, never in a twin.
+ */
+#include "common.h"
+
+#define SIZE	(64 * PAGE + 300)
+#define LEN	(65 * PAGE)
+
+FIXTURE(file) {
+	char *want;
+	char *map;	/* writable, through the mount */
+	char *other;	/* read-only, through the mount */
+	char *below;	/* read-only, of the lower file */
+};
+
+FIXTURE_VARIANT(file) {
+	bool shared;	/* blocks shared with a twin */
+	bool touched;	/* mapped pages read before the store */
+};
+
+FIXTURE_VARIANT_ADD(file, twin_cold) { .shared = true };
+FIXTURE_VARIANT_ADD(file, twin_warm) { .shared = true, .touched = true };
+FIXTURE_VARIANT_ADD(file, plain) { .touched = true };
+
+FIXTURE_SETUP(file)
+{
+	self->want = calloc(1, LEN);
+	fill(self->want, SIZE, 1, 0);
+	make_file(low("a"), SIZE, 1);
+	if (variant->shared)
+		make_clone(low("a"), low("twin"));
+	drop_caches("3");
+	self->map = map_file(up("a"), LEN, PROT_READ | PROT_WRITE, MAP_SHARED);
+	self->other = map_file(up("a"), LEN, PROT_READ, MAP_SHARED);
+	self->below = map_file(low("a"), LEN, PROT_READ, MAP_SHARED);
+	ASSERT_NE(MAP_FAILED, self->map);
+	ASSERT_NE(MAP_FAILED, self->other);
+	if (variant->touched) {
+		touch(self->map, LEN);
+		touch(self->other, LEN);
+	}
+}
+
+FIXTURE_TEARDOWN(file)
+{
+	unlink(low("a"));
+	unlink(low("twin"));
+}
+
+static void store(FIXTURE_DATA(file) *self, size_t off, size_t len, int seed)
+{
+	fill(self->map + off, len, seed, 0);
+	fill(self->want + off, len, seed, 0);
+}
+
+static void check_views(struct __test_metadata *_metadata, FIXTURE_DATA(file) *self, bool shared)
+{
+	EXPECT_EQ(0, memcmp(self->map, self->want, SIZE)) TH_LOG("the mapping itself");
+	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE)) TH_LOG("read");
+	EXPECT_EQ(0, memcmp(self->other, self->want, SIZE)) TH_LOG("another mapping");
+	EXPECT_EQ(0, memcmp(self->below, self->want, SIZE)) TH_LOG("a mapping below");
+	EXPECT_EQ(-1, differs_from(low("a"), self->want, SIZE)) TH_LOG("read below");
+	if (shared)
+		EXPECT_EQ(-1, check_file(up("twin"), SIZE, 1)) TH_LOG("the twin");
+}
+
+TEST_F(file, is_seen_everywhere)
+{
+	int i;
+
+	for (i = 0; i < 60; i += 7)
+		store(self, i * PAGE + i, 50, 10 + i);
+	check_views(_metadata, self, variant->shared);
+	store(self, 3 * PAGE, 5 * PAGE, 3);
+	store(self, SIZE - 10, 10, 4);
+	check_views(_metadata, self, variant->shared);
+	EXPECT_EQ(0, msync(self->map, LEN, MS_SYNC));
+	check_views(_metadata, self, variant->shared);
+	/* Cleaned by msync: the next store must be seen just the same. */
+	store(self, 3 * PAGE + 100, PAGE, 5);
+	store(self, 40 * PAGE, PAGE, 6);
+	check_views(_metadata, self, variant->shared);
+	EXPECT_EQ(0, msync(self->map, LEN, MS_ASYNC));
+	sync();
+	drop_caches("3");
+	check_views(_metadata, self, variant->shared);
+	store(self, 3 * PAGE + 200, PAGE, 7);
+	store(self, 41 * PAGE, PAGE, 8);
+	check_views(_metadata, self, variant->shared);
+	munmap(self->map, LEN);
+	munmap(self->below, LEN);
+	drop_caches("3");
+	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
+	EXPECT_EQ(0, memcmp(self->other, self->want, SIZE));
+	if (variant->shared)
+		EXPECT_EQ(-1, check_file(up("twin"), SIZE, 1));
+}
+
+TEST_F(file, reaches_the_disk_with_msync)
+{
+	char *got = aligned_alloc(PAGE, LEN);
+	int fd;
+
+	store(self, 5 * PAGE + 17, 3 * PAGE, 3);
+	store(self, SIZE - 5, 5, 4);
+	EXPECT_EQ(0, msync(self->map, LEN, MS_SYNC));
+	/* Dropping caches without sync loses what is not on the disk. */
+	munmap(self->below, LEN);
+	fd = open(low("a"), O_RDONLY | O_DIRECT);
+	EXPECT_EQ(SIZE, read(fd, got, LEN));
+	EXPECT_EQ(0, memcmp(got, self->want, SIZE));
+	close(fd);
+}
+
+TEST_F(file, with_writes_in_between)
+{
+	char buf[PAGE];
+	int fd = open(up("a"), O_RDWR), i;
+
+	for (i = 0; i < 60; i++) {
+		store(self, i * PAGE + 100, 200, i);
+		fill(buf, PAGE, 100 + i, 0);
+		write_all(fd, buf, 300, i * PAGE + 200);
+		memcpy(self->want + i * PAGE + 200, buf, 300);
+		store(self, i * PAGE + 450, 100, 200 + i);
+	}
+	check_views(_metadata, self, variant->shared);
+	EXPECT_EQ(0, fsync(fd));
+	close(fd);
+	drop_caches("3");
+	check_views(_metadata, self, variant->shared);
+}
+
+TEST_F(file, store_below_is_seen)
+{
+	char *w = map_file(low("a"), LEN, PROT_READ | PROT_WRITE, MAP_SHARED);
+
+	fill(w + 7 * PAGE, 2 * PAGE, 9, 0);
+	fill(self->want + 7 * PAGE, 2 * PAGE, 9, 0);
+	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
+	EXPECT_EQ(0, msync(w, LEN, MS_SYNC));
+	munmap(w, LEN);
+	madvise(self->map, LEN, MADV_DONTNEED);
+	madvise(self->other, LEN, MADV_DONTNEED);
+	check_views(_metadata, self, variant->shared);
+	store(self, 7 * PAGE + 5, PAGE, 10);
+	check_views(_metadata, self, variant->shared);
+}
+
+TEST_F(file, two_processes_store)
+{
+	volatile char *p;
+	int i, status;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		p = map_file(up("a"), LEN, PROT_READ | PROT_WRITE, MAP_SHARED);
+		for (i = 0; i < 64; i++)
+			p[i * PAGE + 8] = i;
+		_exit(0);
+	}
+	for (i = 0; i < 64; i++)
+		self->map[i * PAGE + 9] = 100 + i;
+	waitpid(pid, &status, 0);
+	EXPECT_EQ(0, status);
+	for (i = 0; i < 64; i++) {
+		self->want[i * PAGE + 8] = i;
+		self->want[i * PAGE + 9] = 100 + i;
+	}
+	check_views(_metadata, self, variant->shared);
+}
+
+/* mtime moves, at the latest with msync. */
+TEST_F(file, moves_the_times)
+{
+	struct timespec old[2] = { { 1000, 0 }, { 2000, 0 } };
+	struct stat st, lst;
+
+	ASSERT_EQ(0, utimensat(AT_FDCWD, up("a"), old, 0));
+	self->map[0] ^= 1;
+	EXPECT_EQ(0, msync(self->map, LEN, MS_SYNC));
+	ASSERT_EQ(0, stat(up("a"), &st));
+	ASSERT_EQ(0, stat(low("a"), &lst));
+	EXPECT_NE(2000, lst.st_mtime);
+	EXPECT_EQ(lst.st_mtime, st.st_mtime);
+	EXPECT_EQ(lst.st_ctim.tv_nsec, st.st_ctim.tv_nsec);
+}
+
+TEST_HARNESS_MAIN
