@@ -9,6 +9,7 @@ version := $(shell sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' dkms.conf)
 
 # Which kernel: KDIR=headers, or KVER=release; else the running one where its
 # headers are there; else the newest whose headers are.
+no_headers :=
 ifneq ($(KDIR),)
   override KDIR := $(abspath $(KDIR))
   KVER ?= $(shell sed -n 's/^\#define UTS_RELEASE "\(.*\)"/\1/p' \
@@ -17,12 +18,17 @@ endif
 ifeq ($(KVER),)
   KVER := $(shell uname -r)
   ifeq ($(wildcard /lib/modules/$(KVER)/build/Makefile),)
-    running := $(KVER)
+    no_headers := $(KVER)
     KVER := $(notdir $(patsubst %/build/Makefile,%,$(lastword \
 	      $(shell ls -d /lib/modules/*/build/Makefile 2>/dev/null | sort -V))))
   endif
 endif
 KDIR ?= /lib/modules/$(KVER)/build
+
+# The kernel headers know their compiler; only `make CC=...` overrides it.
+ifneq ($(origin CC),command line)
+  CC :=
+endif
 
 out := $(top)/build/$(KVER)
 jobs = $(if $(findstring jobserver,$(MAKEFLAGS))$(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
@@ -33,11 +39,11 @@ kbuild = $(MAKE) $(jobs) --no-print-directory -C $(KDIR) M=$(out) DEDUPFS_TOP=$(
 	check tests style demo bench clean distclean help
 
 modules: prepare
-	+@$(kbuild) modules
+	+@flock $(out)/.lock $(kbuild) modules
 
 # The links, and the probes.
 prepare:
-	$(if $(running),@echo "dedupfs: no headers for the running kernel $(running); building for $(or $(KVER),none)")
+	$(if $(no_headers),@echo "dedupfs: no headers for the running kernel $(no_headers); building for $(or $(KVER),none)")
 	@test -e "$(KDIR)/Makefile" || { \
 	  echo "dedupfs: no kernel headers in $(KDIR);" \
 	       "install linux-headers-$(KVER), or give KDIR= or KVER=" >&2; exit 1; }
@@ -45,10 +51,6 @@ prepare:
 	@find $(out) -maxdepth 1 -type l ! -exec test -e {} \; -delete
 	@ln -sf $(top)/src/*.c $(top)/Kbuild $(out)/
 	@scripts/probe $(KDIR) $(out) CC="$(CC)" $(foreach v,LLVM ARCH CROSS_COMPILE,$(if $($(v)),$(v)=$($(v))))
-
-ifeq ($(origin CC),default)
-  CC :=
-endif
 
 install: modules
 	install -D -m 644 $(out)/dedupfs.ko $(DESTDIR)/lib/modules/$(KVER)/updates/dedupfs.ko
@@ -60,21 +62,23 @@ uninstall:
 
 # DKMS rebuilds the module when a kernel is installed.  Only the sources go
 # to /usr/src, not build/.
+# dkms reads the output of a make of its own, so it must not know of this one.
 dkms_src = /usr/src/dedupfs-$(version)
+dkms = env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS dkms
 dkms-install:
 	@command -v dkms >/dev/null || { echo "dedupfs: install dkms first" >&2; exit 1; }
-	-dkms remove dedupfs/$(version) --all 2>/dev/null
+	@$(dkms) remove dedupfs/$(version) --all >/dev/null 2>&1 || true
 	rm -rf $(dkms_src)
 	mkdir -p $(dkms_src)
 	cp -a Makefile Kbuild dkms.conf include src $(dkms_src)/
 	mkdir $(dkms_src)/scripts
 	cp -a scripts/probe scripts/probes $(dkms_src)/scripts/
-	dkms add dedupfs/$(version)
-	dkms build dedupfs/$(version) -k $(KVER)
-	dkms install dedupfs/$(version) -k $(KVER)
+	$(dkms) add dedupfs/$(version)
+	$(dkms) build dedupfs/$(version) -k $(KVER)
+	$(dkms) install dedupfs/$(version) -k $(KVER)
 
 dkms-remove:
-	dkms remove dedupfs/$(version) --all
+	$(dkms) remove dedupfs/$(version) --all
 	rm -rf $(dkms_src)
 
 setup:
@@ -99,8 +103,10 @@ tests: $(test_programs)
 build/tests/%: tests/%.c $(wildcard tests/*.h)
 	@mkdir -p $(@D)
 	@rm -f $@
-	$(or $(CC),cc) -O2 -g -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
-		-Wno-missing-field-initializers -pthread -Ibuild/kselftest -o $@ $<
+	@echo "  CC      $@"
+	@$(or $(CC),cc) -O2 -g -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
+		-Wno-missing-field-initializers -pthread -Ibuild/kselftest -o $@.$$$$ $< && mv -f $@.$$$$ $@ || \
+		{ rm -f $@.$$$$; exit 1; }
 
 style:
 	@scripts/checkstyle

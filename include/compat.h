@@ -44,7 +44,7 @@
 #include "compat-config.h"
 
 /* 6.3: leases and delegations have a header of their own. */
-#if __has_include(<linux/filelock.h>)
+#ifdef DEDUPFS_HAVE_FILELOCK_H
 #include <linux/filelock.h>
 #endif
 

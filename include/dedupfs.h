@@ -35,6 +35,7 @@
  *                          and direct reads of the lower filesystem)
  *   pool page lock
  *     pool->sem           write: attach, detach, publish; read: evict
+ *       map->attach_mutex (a change takes it without pool->sem)
  *       i_mmap_rwsem      (evict zaps while it walks the attached extents)
  *       map->lock
  *       xa_lock of pool->entries
@@ -56,6 +57,7 @@
 #include <linux/iversion.h>
 #include <linux/xarray.h>
 #include <linux/rbtree.h>
+#include <linux/mutex.h>
 #include <linux/rwsem.h>
 #include <linux/seqlock.h>
 #include <linux/percpu.h>
@@ -152,7 +154,6 @@ struct dedupfs_pool {
 	atomic_long_t nr_pages;
 	atomic_long_t nr_attached;
 	unsigned long limit;
-	atomic_t fills_waiting;
 
 	struct dedupfs_pool_node *nodes;
 	struct shrinker *shrinker;
@@ -202,6 +203,13 @@ struct dedupfs_extent {
  * @seq:	lets readers walk @extents under RCU alone
  * @extents:	non-overlapping, by file page
  * @nr_extents:	in @extents
+ * @attach_mutex: held from the last look at @changing until everything is
+ *		attached; a change takes it between @changing and its own look
+ * @changing:	operations of ours that are modifying the data now
+ * @change_seq:	moves at the start and end of each of them
+ * @writers:	lower files that we hold open for writing (all mounts)
+ * @zaps:	detached ranges that are not unmapped yet
+ * @unstable_until: jiffies; no use in trying to resolve before
  * @zap_sem:	a fault maps pool pages under it (read, trylock)
  * @fill_sem:	see the lock order
  * @mark:	set at our first modification: tells foreign changes from ours
@@ -219,6 +227,12 @@ struct dedupfs_map {
 	seqcount_spinlock_t seq;
 	struct rb_root extents;
 	unsigned int nr_extents;
+	struct mutex attach_mutex;
+	atomic_t changing;
+	atomic_t change_seq;
+	atomic_t writers;
+	atomic_t zaps;
+	unsigned long unstable_until;
 	struct rw_semaphore zap_sem;
 	struct rw_semaphore fill_sem;
 	struct dedupfs_mark *mark;
@@ -233,27 +247,23 @@ struct dedupfs_map {
  * struct dedupfs_inode - an upper inode
  * @vfs_inode:	its i_mapping is the lower inode's for regular files
  * @lower:	lower inode, held for the life of the upper one
- * @map:	NULL until something of the file was found poolable; then for
- *		the inode's life
- * @changing:	operations of ours that are modifying the data now
- * @change_seq:	moves at the start and end of each of them
+ * @map:	NULL until something of the file was found poolable, or it is
+ *		about to be changed; then for the inode's life
  * @plain_at:	change counter at which nothing was found poolable, or
  *		DEDUPFS_UNARMED
+ * @shared_at:	change counter at which something was
  * @fault_index: page that a fault last waited for, with @fault_tries
- * @lower_writers: lower files that this inode holds open for writing
  */
 struct dedupfs_inode {
 	struct inode vfs_inode;
 	struct inode *lower;
 
 	struct dedupfs_map *map;
-	atomic_t changing;
-	atomic_t change_seq;
 	u64 plain_at;
+	u64 shared_at;
 	pgoff_t fault_index;
 	unsigned int fault_tries;
 	unsigned long fault_time;
-	atomic_t lower_writers;
 };
 
 /* Mount options (params.c). */
@@ -410,6 +420,7 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter);
 long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len);
 void dedupfs_touch_begin(struct inode *inode);
 void dedupfs_touch_end(struct inode *inode);
+int dedupfs_change_prepare(struct inode *inode);
 void dedupfs_change_begin(struct inode *inode, loff_t start, loff_t last);
 void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last);
 int dedupfs_truncate_begin(struct inode *inode, loff_t start);

@@ -19,15 +19,10 @@
 static int dedupfs_encode_fh(struct inode *inode, u32 *fh, int *max_len, struct inode *parent)
 {
 	struct inode *lower = dedupfs_lower(inode);
-	const struct export_operations *ops = lower->i_sb->s_export_op;
 
-	if (!ops || !ops->encode_fh) {
-		struct fid *fid = (struct fid *)fh;
-
-		return exportfs_encode_inode_fh(lower, fid, max_len,
-						parent ? dedupfs_lower(parent) : NULL, 0);
-	}
-	return ops->encode_fh(lower, fh, max_len, parent ? dedupfs_lower(parent) : NULL);
+	/* XFS and btrfs both have it. */
+	return lower->i_sb->s_export_op->encode_fh(lower, fh, max_len,
+						   parent ? dedupfs_lower(parent) : NULL);
 }
 
 /* Does the lower dentry lie in the tree that @context is the path of? */

@@ -57,6 +57,8 @@ static struct dedupfs_map *map_new(struct dedupfs_pool *pool, struct inode *lowe
 	spin_lock_init(&map->lock);
 	seqcount_spinlock_init(&map->seq, &map->lock);
 	map->extents = RB_ROOT;
+	mutex_init(&map->attach_mutex);
+	map->unstable_until = jiffies;
 	init_rwsem(&map->zap_sem);
 	init_rwsem(&map->fill_sem);
 	return map;
@@ -135,6 +137,7 @@ static bool zap_list_full(const struct zap_list *list)
 	return list->nr == ARRAY_SIZE(list->zap);
 }
 
+/* The caller raised map->zaps before it detached: a change waits for no less. */
 static void zap_later(struct zap_list *list, struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 {
 	refcount_inc(&map->ref);
@@ -163,6 +166,7 @@ static void zap_all(struct zap_list *list)
 
 	for (i = 0; i < list->nr; i++) {
 		zap(list->zap[i].map, list->zap[i].first, list->zap[i].last);
+		atomic_dec(&list->zap[i].map->zaps);
 		dedupfs_map_put(list->zap[i].map);
 	}
 	list->nr = 0;
@@ -311,13 +315,14 @@ static struct dedupfs_extent *extent_add(struct dedupfs_map *map, const struct d
 }
 
 /*
- * Remove [first, last] from the extents of a map, and from the pool the pages
+ * Remove [first, *to] from the extents of a map, and from the pool the pages
  * that nobody else covers.  Never fails: where an extent would have to be
- * split and there is no memory, its end goes as well.
+ * split and there is no memory, its end goes as well, and @to moves there.
  * Return: true if any of it was attached, so that it may be mapped.
  */
-static bool detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
+static bool detach(struct dedupfs_map *map, pgoff_t first, pgoff_t *to)
 {
+	pgoff_t last = *to;
 	struct dedupfs_pool *pool = map->pool;
 	struct dedupfs_extent *ext;
 	struct dedupfs_range tail;
@@ -342,6 +347,8 @@ static bool detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 			extent_resize(map, ext, ext->index, index - ext->index);
 			if (tail.nr && extent_add(map, &tail))
 				end = last + 1;
+			else
+				*to = max(*to, end - 1);
 		} else if (tail.nr) {
 			extent_resize(map, ext, tail.index, tail.nr);
 			end = last + 1;
@@ -357,6 +364,31 @@ static bool detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 	return attached;
 }
 
+/* Is anything attached in [first, last]? */
+static bool any_attached(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
+{
+	struct dedupfs_extent *ext;
+	bool found = false;
+
+	spin_lock(&map->lock);
+	for (ext = extent_at_or_after(map, first); ext && ext->index <= last && !found;
+	     ext = rb_entry_safe(rb_next(&ext->file_node), struct dedupfs_extent, file_node))
+		found = ext->reason == DEDUPFS_POOLED;
+	spin_unlock(&map->lock);
+	return found;
+}
+
+/* Detach, and zap once pool->sem is free; there is room in the list. */
+static void detach_later(struct zap_list *list, struct dedupfs_map *map, pgoff_t first,
+			 pgoff_t last)
+{
+	atomic_inc(&map->zaps);
+	if (detach(map, first, &last))
+		zap_later(list, map, first, last);
+	else
+		atomic_dec(&map->zaps);
+}
+
 /**
  * dedupfs_detach - forget a range of a file, and unmap it
  * @map:	map
@@ -370,13 +402,39 @@ static bool detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 {
 	struct dedupfs_pool *pool = map->pool;
-	bool attached;
 
+	/* Whoever is attaching is through, or sees that we are changing. */
+	mutex_lock(&map->attach_mutex);
+	mutex_unlock(&map->attach_mutex);
+	if (!any_attached(map, first, last) && !atomic_read(&map->zaps))
+		return;
+	atomic_inc(&map->zaps);
 	down_write(&pool->sem);
-	attached = detach(map, first, last);
+	detach(map, first, &last);
 	up_write(&pool->sem);
-	if (attached)
-		zap(map, first, last);
+	zap(map, first, last);
+	atomic_dec(&map->zaps);
+}
+
+/**
+ * dedupfs_map_changed_elsewhere - a file is changed through another pool
+ * @pool:	pool whose map, if any, must not be carried over that
+ * @lower:	lower inode
+ *
+ * Context: may sleep.
+ */
+void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower)
+{
+	struct dedupfs_map *map;
+
+	down_read(&pool->sem);
+	map = xa_load(&pool->maps, (unsigned long)lower / sizeof(void *));
+	if (map) {
+		spin_lock(&map->lock);
+		WRITE_ONCE(map->foreign, true);
+		spin_unlock(&map->lock);
+	}
+	up_read(&pool->sem);
 }
 
 /**
@@ -390,13 +448,14 @@ void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 {
 	struct dedupfs_extent *ext;
-	pgoff_t pos = first, end;
+	pgoff_t pos = first, end, upto;
 
 	down_write(&map->pool->sem);
 	while ((ext = extent_at_or_after(map, pos)) && ext->index <= last) {
 		end = ext->index + ext->nr;
+		upto = min(end - 1, last);
 		if (ext->reason != DEDUPFS_POOLED)
-			detach(map, max(ext->index, first), min(end - 1, last));
+			detach(map, max(ext->index, first), &upto);
 		if (end > last)
 			break;
 		pos = end;
@@ -411,8 +470,7 @@ static void kill(struct dedupfs_map *map, struct zap_list *list)
 	WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
 	spin_unlock(&map->lock);
 	dedupfs_count(map->pool, DEDUPFS_STALE, 1);
-	if (detach(map, 0, ULONG_MAX))
-		zap_later(list, map, 0, ULONG_MAX);
+	detach_later(list, map, 0, ULONG_MAX);
 }
 
 /**
@@ -465,8 +523,10 @@ void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block)
 static bool map_remove(struct dedupfs_map *map)
 {
 	struct dedupfs_pool *pool = map->pool;
+	pgoff_t last = ULONG_MAX;
 
-	detach(map, 0, ULONG_MAX);
+	/* No upper inode, so no mapping. */
+	detach(map, 0, &last);
 	return xa_erase(&pool->maps, (unsigned long)map->lower / sizeof(void *)) == map;
 }
 
@@ -507,6 +567,8 @@ void dedupfs_map_leave(struct dedupfs_inode *di)
 	di->map = NULL;
 	down_write(&pool->sem);
 	if (!--map->users) {
+		/* The next upper inode starts without a history. */
+		WRITE_ONCE(map->tracked, false);
 		if (!map->lower->i_nlink || !dedupfs_map_valid(map) || !map_has_pages(map))
 			put = map_remove(map);
 		else
@@ -523,11 +585,13 @@ void dedupfs_map_leave(struct dedupfs_inode *di)
 static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned long *from, bool *left)
 {
 	struct dedupfs_map *dead[REAP_BATCH], *map;
-	unsigned int n = 0, i;
+	unsigned int n = 0, looked = 0, i;
 	unsigned long key;
 
 	down_write(&pool->sem);
 	xa_for_each_start(&pool->maps, key, map, *from) {
+		if (++looked > 16 * REAP_BATCH)
+			break;
 		*from = key + 1;
 		if (map->users)
 			continue;
@@ -543,7 +607,7 @@ static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned long *from, 
 	up_write(&pool->sem);
 	for (i = 0; i < n; i++)
 		dedupfs_map_put(dead[i]);
-	return n == REAP_BATCH;
+	return n == REAP_BATCH || looked > 16 * REAP_BATCH;
 }
 
 /**
@@ -611,10 +675,10 @@ bool dedupfs_lower_dirty(struct inode *lower)
 	       mapping_tagged(lower->i_mapping, PAGECACHE_TAG_WRITEBACK);
 }
 
-/** dedupfs_foreign_mapping - has anybody else the lower file mapped for writing? */
-bool dedupfs_foreign_mapping(struct dedupfs_inode *di)
+/** dedupfs_foreign_mapping - is the lower file mapped for writing, and not through us? */
+bool dedupfs_foreign_mapping(struct dedupfs_map *map)
 {
-	struct address_space *mapping = di->lower->i_mapping;
+	struct address_space *mapping = map->lower->i_mapping;
 	struct vm_area_struct *vma;
 	struct rb_node *node;
 	bool foreign = false;
@@ -626,7 +690,7 @@ bool dedupfs_foreign_mapping(struct dedupfs_inode *di)
 		vma = rb_entry(node, struct vm_area_struct, shared.rb);
 		if ((vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) == (VM_SHARED | VM_MAYWRITE))
 			foreign = !dedupfs_is_our_vma(vma) ||
-				  file_inode(vma->vm_file) != &di->vfs_inode;
+				  dedupfs_pool(file_inode(vma->vm_file)) != map->pool;
 	}
 	i_mmap_unlock_read(mapping);
 	return foreign;
@@ -650,13 +714,13 @@ static bool in_place(struct inode *lower)
 }
 
 /* Rule 3, under the lower i_rwsem.  Return: 0 and the armed counter, or a reason. */
-static int sample(struct dedupfs_inode *di, bool dirty_is_ours, u64 *counter)
+static int sample(struct dedupfs_map *map, bool dirty_is_ours, u64 *counter)
 {
-	struct inode *lower = di->lower;
+	struct inode *lower = map->lower;
 
-	if (atomic_read(&lower->i_dio_count) || dedupfs_foreign_mapping(di))
+	if (atomic_read(&lower->i_dio_count) || dedupfs_foreign_mapping(map))
 		return DEDUPFS_UNSTABLE;
-	if (atomic_read(&di->changing))
+	if (atomic_read(&map->changing))
 		return DEDUPFS_CHANGING;
 	if (!dirty_is_ours && dedupfs_lower_dirty(lower))
 		return DEDUPFS_DIRTY;
@@ -694,9 +758,9 @@ static bool next_attached(struct dedupfs_map *map, pgoff_t index, struct dedupfs
  * was detached, so the rest of the map is true at the new counter as well, if
  * FIEMAP agrees.  Return: true if the baseline was carried over.
  */
-static bool carry_over(struct dedupfs_inode *di, struct dedupfs_map *map, u64 counter)
+static bool carry_over(struct dedupfs_map *map, u64 counter)
 {
-	int change_seq = atomic_read(&di->change_seq), n = 0;
+	int change_seq = atomic_read(&map->change_seq), n = 0;
 	struct dedupfs_range r = {};
 	struct dedupfs_phys *phys;
 	pgoff_t pos = 0;
@@ -708,17 +772,19 @@ static bool carry_over(struct dedupfs_inode *di, struct dedupfs_map *map, u64 co
 	for (; next_attached(map, pos, &r); pos = r.index + r.nr) {
 		if (n++ == CARRY_EXTENTS)
 			goto out;
-		if (!still_maps(di->lower, &r, phys))
+		if (!still_maps(map->lower, &r, phys))
 			dedupfs_detach(map, r.index, r.index + r.nr - 1);
 	}
-	down_write(&map->pool->sem);
+	if (!dedupfs_only_ours(map))
+		goto out;
+	mutex_lock(&map->attach_mutex);
 	spin_lock(&map->lock);
-	ok = !atomic_read(&di->changing) && atomic_read(&di->change_seq) == change_seq &&
-	     dedupfs_counter(di->lower) == counter && dedupfs_only_ours(di, map);
+	ok = !atomic_read(&map->changing) && atomic_read(&map->change_seq) == change_seq &&
+	     dedupfs_counter(map->lower) == counter && !map->foreign;
 	if (ok)
 		WRITE_ONCE(map->baseline, counter);
 	spin_unlock(&map->lock);
-	up_write(&map->pool->sem);
+	mutex_unlock(&map->attach_mutex);
 	if (ok)
 		dedupfs_count(map->pool, DEDUPFS_CARRIED, 1);
 out:
@@ -732,9 +798,10 @@ out:
  * Make the map's baseline valid: all extents that it has then are true.
  * Return: 0, a reason why the file is unstable now, or -EINTR.
  */
-static int baseline(struct dedupfs_inode *di, struct dedupfs_map *map)
+static int baseline(struct dedupfs_map *map)
 {
-	struct inode *lower = di->lower;
+	struct inode *lower = map->lower;
+	pgoff_t last = ULONG_MAX;
 	bool carry = false, attached;
 	int reason = DEDUPFS_UNSTABLE, try;
 	u64 counter;
@@ -754,8 +821,8 @@ static int baseline(struct dedupfs_inode *di, struct dedupfs_map *map)
 	}
 	for (try = 0; try < BASELINE_TRIES; try++) {
 		if (inode_trylock(lower)) {
-			carry = dedupfs_only_ours(di, map) && !dedupfs_foreign_mapping(di);
-			reason = sample(di, carry, &counter);
+			carry = dedupfs_only_ours(map) && !dedupfs_foreign_mapping(map);
+			reason = sample(map, carry, &counter);
 			inode_unlock(lower);
 			break;
 		}
@@ -763,20 +830,22 @@ static int baseline(struct dedupfs_inode *di, struct dedupfs_map *map)
 	}
 	if (reason)
 		goto out;
-	if (carry && carry_over(di, map, counter))
+	if (carry && carry_over(map, counter))
 		goto out;
 
+	atomic_inc(&map->zaps);
 	down_write(&map->pool->sem);
-	attached = detach(map, 0, ULONG_MAX);
+	attached = detach(map, 0, &last);
 	spin_lock(&map->lock);
 	WRITE_ONCE(map->baseline, counter);
-	map->tracked = false;
+	WRITE_ONCE(map->tracked, false);
 	spin_unlock(&map->lock);
 	up_write(&map->pool->sem);
 	if (attached) {
 		dedupfs_count(map->pool, DEDUPFS_STALE, 1);
 		zap(map, 0, ULONG_MAX);
 	}
+	atomic_dec(&map->zaps);
 	/* A carried file can be dirty; one that starts anew must not be. */
 	if (carry && dedupfs_lower_dirty(lower)) {
 		WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
@@ -800,6 +869,7 @@ struct window {
 	int change_seq;
 	bool in_place;
 	bool last_try;
+	bool joined;
 	unsigned int nr_ranges;
 	unsigned int nr_again;
 	unsigned int nr_witnesses;
@@ -1038,7 +1108,7 @@ static bool proven(const struct window *w, struct dedupfs_extent *ext, u64 block
 
 /*
  * Detach the other files' extents from [block, last] unless they are proven.
- * Return: 0, or -EAGAIN when there was no room to note what must be zapped.
+ * Return: 0, or -ENOSPC when there was no room to note what must be zapped.
  */
 static int detach_unproven(struct window *w, u64 block, u64 last)
 {
@@ -1055,13 +1125,12 @@ static int detach_unproven(struct window *w, u64 block, u64 last)
 		if (map == w->map || proven(w, ext, from, to))
 			continue;
 		if (zap_list_full(&w->zaps))
-			return -EAGAIN;
+			return -ENOSPC;
 		if (!dedupfs_map_valid(map)) {
 			kill(map, &w->zaps);
 		} else {
 			first = ext->index + (from - ext->block);
-			if (detach(map, first, first + (to - from)))
-				zap_later(&w->zaps, map, first, first + (to - from));
+			detach_later(&w->zaps, map, first, first + (to - from));
 		}
 		/* The tree changed under the walk. */
 		next = attached_iter_first(&w->pool->attached, block, last);
@@ -1183,33 +1252,70 @@ static bool agrees(struct window *w)
 	return true;
 }
 
+/*
+ * Pages from @index on, at most @nr, up to the first one that is dirty or
+ * under write-back.  Only a tracked file has such pages and is resolved.
+ */
+static pgoff_t clean_pages(struct inode *lower, pgoff_t index, pgoff_t nr)
+{
+	static const xa_mark_t marks[] = { PAGECACHE_TAG_DIRTY, PAGECACHE_TAG_WRITEBACK };
+	unsigned long at;
+	struct folio *folio;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(marks); i++) {
+		at = index;
+		rcu_read_lock();
+		/* A large folio may begin before the index at which it is found. */
+		folio = xa_find(&lower->i_mapping->i_pages, &at, index + nr - 1, marks[i]);
+		rcu_read_unlock();
+		if (folio)
+			nr = at > index ? at - index : 0;
+		if (!nr)
+			break;
+	}
+	return nr;
+}
+
+/**
+ * dedupfs_dirty_run - how many pages from one on are dirty or under write-back
+ * @lower:	lower inode
+ * @index:	file page
+ * @max:	pages to look at
+ */
+pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max)
+{
+	struct xarray *pages = &lower->i_mapping->i_pages;
+	pgoff_t n;
+
+	for (n = 0; n < max; n++)
+		if (!xa_get_mark(pages, index + n, PAGECACHE_TAG_DIRTY) &&
+		    !xa_get_mark(pages, index + n, PAGECACHE_TAG_WRITEBACK))
+			break;
+	return n;
+}
+
 /* Is the window as it was when it was sampled?  pool->sem held for writing. */
 static bool still_true(struct window *w)
 {
 	struct inode *lower = w->di->lower;
-	unsigned long index;
 
-	if (atomic_read(&w->di->changing) ||
-	    atomic_read(&w->di->change_seq) != w->change_seq)
+	if (atomic_read(&w->map->changing) ||
+	    atomic_read(&w->map->change_seq) != w->change_seq)
 		return false;
 	if (READ_ONCE(w->map->baseline) != w->baseline || !dedupfs_map_valid(w->map))
 		return false;
 	if (!READ_ONCE(w->map->tracked))
 		return !dedupfs_lower_dirty(lower);
 	/* Dirty pages of a tracked file are ours, and elsewhere. */
-	index = w->index;
-	if (xa_find(&lower->i_mapping->i_pages, &index, w->index + w->nr - 1,
-		    PAGECACHE_TAG_DIRTY))
-		return false;
-	index = w->index;
-	return !xa_find(&lower->i_mapping->i_pages, &index, w->index + w->nr - 1,
-			PAGECACHE_TAG_WRITEBACK);
+	return clean_pages(lower, w->index, w->nr) == w->nr;
 }
 
 /*
  * Attach the window's ranges and publish what was filled, all or nothing.
  * Invariant, before and after: every extent that covers a published page has
- * that page's content.  Return: 0, -EAGAIN (try again), -ESTALE, -ENOMEM.
+ * that page's content.  Return: 0, -ENOSPC (call again), -EAGAIN (choose
+ * witnesses again), -ESTALE, -ENOMEM.
  */
 static int attach(struct window *w, struct dedupfs_fill *fill)
 {
@@ -1220,12 +1326,12 @@ static int attach(struct window *w, struct dedupfs_fill *fill)
 	pgoff_t at;
 
 	down_write(&w->pool->sem);
+	mutex_lock(&w->map->attach_mutex);
 	if (!still_true(w))
 		goto out;
 	if (!agrees(w)) {
 		/* btrfs moved the mapping in silence: what we knew is void. */
-		if (detach(w->map, w->index, w->index + w->nr - 1))
-			zap_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
+		detach_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
 		err = -EAGAIN;
 		goto out;
 	}
@@ -1249,14 +1355,15 @@ static int attach(struct window *w, struct dedupfs_fill *fill)
 	for (i = 0, err = 0; i < w->nr_ranges && !err; i++)
 		err = insert_range(w, &w->ranges[i]);
 	if (err) {
-		if (detach(w->map, w->index, w->index + w->nr - 1))
-			zap_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
+		detach_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
 		goto out;
 	}
 	if (fill)
 		dedupfs_fill_publish(fill);
 	dedupfs_count(w->pool, DEDUPFS_JOINS, joins);
+	w->joined = joins;
 out:
+	mutex_unlock(&w->map->attach_mutex);
 	up_write(&w->pool->sem);
 	zap_all(&w->zaps);
 	return err;
@@ -1269,19 +1376,30 @@ static void attach_unresolved(struct window *w, pgoff_t nr)
 	w->nr_witnesses = 0;
 	w->nr_ranges = 0;
 	push_range(w->ranges, &w->nr_ranges, w->index, w->index + nr, 0, DEDUPFS_UNRESOLVED);
-	attach(w, NULL);
+	while (attach(w, NULL) == -ENOSPC)
+		;
 }
 
 /* Pages of the pool took the place of these in the lower page cache. */
 static void drop_lower_copies(struct window *w, pgoff_t index, pgoff_t nr)
 {
 	struct address_space *mapping = w->di->lower->i_mapping;
+	pgoff_t first, end;
+	unsigned int i;
 
-	if (!mapping->nrpages)
-		return;
-	if (mapping_mapped(mapping))
-		unmap_mapping_pages(mapping, index, nr, false);
-	invalidate_mapping_pages(mapping, index, index + nr - 1);
+	for (i = 0; i < w->nr_ranges && mapping->nrpages; i++) {
+		if (w->ranges[i].reason != DEDUPFS_POOLED)
+			continue;
+		first = max(w->ranges[i].index, index);
+		end = min(w->ranges[i].index + w->ranges[i].nr, index + nr);
+		if (first >= end ||
+		    !filemap_range_has_page(mapping, (loff_t)first << PAGE_SHIFT,
+					    ((loff_t)end << PAGE_SHIFT) - 1))
+			continue;
+		if (mapping_mapped(mapping))
+			unmap_mapping_pages(mapping, first, end - first, false);
+		invalidate_mapping_pages(mapping, first, end - 1);
+	}
 }
 
 static bool same_ranges(const struct window *w)
@@ -1339,11 +1457,14 @@ static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 		goto unresolved;
 	w->nr_again = n;
 	err = -ESTALE;
-	if (got == w->nr && same_ranges(w))
-		err = attach(w, fill);
+	if (got == w->nr && same_ranges(w)) {
+		do {
+			err = attach(w, fill);
+		} while (err == -ENOSPC);
+	}
 	dedupfs_fill_end(fill);
 	if (!err)
-		drop_lower_copies(w, w->index, w->nr);
+		drop_lower_copies(w, index, w->joined ? w->nr : nr);
 	return err;
 
 unresolved:
@@ -1355,6 +1476,8 @@ unresolved:
 	return DEDUPFS_UNRESOLVED;
 }
 
+#define UNSTABLE_TIME	max(1, HZ / 20)
+
 static int populate_once(struct window *w, pgoff_t index, pgoff_t nr)
 {
 	struct dedupfs_inode *di = w->di;
@@ -1364,10 +1487,12 @@ static int populate_once(struct window *w, pgoff_t index, pgoff_t nr)
 	if (index >= pages)
 		return 0;
 	nr = min(nr, pages - index);
-	w->change_seq = atomic_read(&di->change_seq);
-	if (atomic_read(&di->changing))
+	w->change_seq = atomic_read(&w->map->change_seq);
+	if (atomic_read(&w->map->changing))
 		return DEDUPFS_CHANGING;
-	err = baseline(di, w->map);
+	err = baseline(w->map);
+	if (err > 0)
+		WRITE_ONCE(w->map->unstable_until, jiffies + UNSTABLE_TIME);
 	if (err)
 		return err;
 	if (down_read_killable(&w->map->fill_sem))
@@ -1376,7 +1501,8 @@ static int populate_once(struct window *w, pgoff_t index, pgoff_t nr)
 	/* Resolve more than is filled: one FIEMAP serves many windows. */
 	w->index = index;
 	w->nr = min_t(pgoff_t, DEDUPFS_RESOLVE_PAGES, pages - index);
-	err = resolve_and_fill(w, index, nr);
+	w->nr = clean_pages(di->lower, index, w->nr);
+	err = w->nr ? resolve_and_fill(w, index, min(nr, w->nr)) : DEDUPFS_DIRTY;
 	put_witnesses(w);
 	up_read(&w->map->fill_sem);
 	return err;
@@ -1430,12 +1556,38 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
 	return err;
 }
 
+#define DECIDE_EXTENTS	512
+
+/* Is anything of the file poolable, or is it too fragmented to tell cheaply? */
+static bool any_poolable(struct window *w, pgoff_t pages)
+{
+	pgoff_t nr = DEDUPFS_RESOLVE_PAGES, got;
+	unsigned int seen = 0;
+	int n, i;
+
+	for (w->index = 0; w->index < pages; w->index += got) {
+		/* Count mode looks at all of the window: widen it with care. */
+		nr = min(nr, pages - w->index);
+		n = resolve(w, nr, 0, w->ranges, &got);
+		if (n < 0 || !got)
+			return false;
+		for (i = 0; i < n; i++)
+			if (w->ranges[i].reason == DEDUPFS_POOLED)
+				return true;
+		seen += n;
+		if (seen > DECIDE_EXTENTS)
+			return true;
+		if (got == nr && n < 8)
+			nr *= 4;
+	}
+	return false;
+}
+
 /**
  * dedupfs_decide - is there anything in a file for the pool?
  * @inode:	regular upper inode
  *
- * Remembers a no until the lower change counter moves.  A file with more
- * extents than are looked at cheaply counts as one that has.
+ * Remembers the answer until the lower change counter moves.
  *
  * Context: may sleep; takes the lower i_rwsem (shared).
  */
@@ -1446,35 +1598,33 @@ void dedupfs_decide(struct inode *inode)
 	struct inode *lower = di->lower;
 	loff_t size = i_size_read(lower);
 	struct window *w;
-	bool plain = true;
-	pgoff_t got;
+	bool pooled;
 	u64 counter;
-	int n, i;
 
-	if (di->map || dedupfs_is_plain(di) || dedupfs_lower_dirty(lower))
+	if (dedupfs_is_plain(di) || dedupfs_counter(lower) == READ_ONCE(di->shared_at) ||
+	    (di->map && di->map->nr_extents) || dedupfs_lower_dirty(lower))
 		return;
 	counter = inode_query_iversion(lower);
-	if (size && pool->observer && !in_place(lower)) {
-		if (!pool->needs_shared_flag)
-			return;
+	pooled = size && pool->observer && !in_place(lower);
+	if (pooled && pool->needs_shared_flag) {
 		w = kvmalloc(sizeof(*w), GFP_KERNEL);
 		if (!w)
 			return;
 		w->di = di;
 		w->pool = pool;
 		w->in_place = false;
-		w->index = 0;
-		n = resolve(w, DIV_ROUND_UP(size, PAGE_SIZE), 0, w->ranges, &got);
-		plain = n >= 0 && got == DIV_ROUND_UP(size, PAGE_SIZE);
-		for (i = 0; i < n; i++)
-			plain = plain && w->ranges[i].reason != DEDUPFS_POOLED;
+		pooled = any_poolable(w, DIV_ROUND_UP(size, PAGE_SIZE));
 		kvfree(w);
 	}
-	if (plain) {
-		WRITE_ONCE(di->plain_at, counter);
-		dedupfs_count(pool, DEDUPFS_NOT_SHARED + DEDUPFS_PLAIN, size);
+	if (pooled) {
+		WRITE_ONCE(di->shared_at, counter);
+		return;
 	}
+	WRITE_ONCE(di->plain_at, counter);
+	dedupfs_count(pool, DEDUPFS_NOT_SHARED + DEDUPFS_PLAIN, size);
 }
+
+#define SAVED_STEP	256
 
 /**
  * dedupfs_pool_saved - what sharing saves now
@@ -1486,18 +1636,28 @@ void dedupfs_decide(struct inode *inode)
 u64 dedupfs_pool_saved(struct dedupfs_pool *pool)
 {
 	struct dedupfs_extent *ext;
+	u64 pages = 0, block = 0, next, last;
 	unsigned long index;
-	u64 pages = 0;
 	void *entry;
 
-	down_read(&pool->sem);
-	for (ext = attached_iter_first(&pool->attached, 0, U64_MAX); ext;
-	     ext = attached_iter_next(ext, 0, U64_MAX)) {
-		index = ext->block;
-		xa_for_each_range(&pool->entries, index, entry, ext->block, block_last(ext))
-			pages++;
+	/* A few blocks at a time: anybody may read this file in a loop. */
+	while (block != U64_MAX) {
+		down_read(&pool->sem);
+		if (!dedupfs_covered(pool, block, &next)) {
+			block = next;
+			goto unlock;
+		}
+		last = block + SAVED_STEP - 1;
+		for (ext = attached_iter_first(&pool->attached, block, last); ext;
+		     ext = attached_iter_next(ext, block, last))
+			xa_for_each_range(&pool->entries, index, entry, max(block, ext->block),
+					  min(last, block_last(ext)))
+				pages++;
+		block = last + 1;
+unlock:
+		up_read(&pool->sem);
+		cond_resched();
 	}
-	up_read(&pool->sem);
 	pages -= min_t(u64, pages, atomic_long_read(&pool->nr_pages));
 	return pages << PAGE_SHIFT;
 }

@@ -26,12 +26,13 @@
 #define FAULT_TRIES		3
 #define FAULT_AROUND		16
 
-enum fault_source { FAULT_MAPPED, FAULT_LOWER, FAULT_MISS, FAULT_AGAIN, FAULT_OOM };
+enum fault_source { FAULT_MAPPED, FAULT_LOCKED, FAULT_LOWER, FAULT_MISS, FAULT_AGAIN, FAULT_OOM };
 
 /* The page of a range's first block, locked, or NULL: @why tells. */
-static struct page *lock_pool_page(struct dedupfs_pool *pool, const struct dedupfs_range *r,
+static struct page *lock_pool_page(struct dedupfs_map *map, const struct dedupfs_range *r,
 				   loff_t size, enum fault_source *why)
 {
+	struct dedupfs_pool *pool = map->pool;
 	struct page *page;
 	bool filling;
 
@@ -45,7 +46,7 @@ static struct page *lock_pool_page(struct dedupfs_pool *pool, const struct dedup
 		*why = FAULT_AGAIN;
 		goto put;
 	}
-	if (!dedupfs_pool_has(pool, page)) {
+	if (!dedupfs_pool_has(pool, page) || !dedupfs_still_attached(map, r, 1)) {
 		*why = FAULT_MISS;
 	} else if (dedupfs_page_valid(page) != dedupfs_valid_bytes(size, r->index)) {
 		*why = FAULT_LOWER;
@@ -60,9 +61,10 @@ put:
 }
 
 /* Lock up to @nr more pages from @r on, without waiting.  Return: how many. */
-static unsigned int lock_neighbours(struct dedupfs_pool *pool, const struct dedupfs_range *r,
+static unsigned int lock_neighbours(struct dedupfs_map *map, const struct dedupfs_range *r,
 				    unsigned int nr, loff_t size, struct page **pages)
 {
+	struct dedupfs_pool *pool = map->pool;
 	unsigned int n, i, got;
 
 	got = dedupfs_pool_find_batch(pool, r->block, nr, pages);
@@ -74,6 +76,11 @@ static unsigned int lock_neighbours(struct dedupfs_pool *pool, const struct dedu
 			unlock_page(pages[n]);
 			break;
 		}
+	}
+	if (n && !dedupfs_still_attached(map, r, n)) {
+		for (i = 0; i < n; i++)
+			unlock_page(pages[i]);
+		n = 0;
 	}
 	for (i = n; i < got; i++)
 		put_page(pages[i]);
@@ -104,9 +111,8 @@ static int insert_pages(struct vm_area_struct *vma, unsigned long addr,
 }
 
 /* Map the page of a read fault and its neighbourhood.  zap_sem is held. */
-static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_pool *pool,
-				    struct dedupfs_map *map, const struct dedupfs_range *r,
-				    loff_t size)
+static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *map,
+				    const struct dedupfs_range *r, loff_t size)
 {
 	struct vm_area_struct *vma = vmf->vma;
 	unsigned long addr = vmf->address & PAGE_MASK;
@@ -116,17 +122,23 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_pool *p
 	struct dedupfs_range around;
 	int err;
 
-	pages[0] = lock_pool_page(pool, r, size, &why);
+	pages[0] = lock_pool_page(map, r, size, &why);
 	if (!pages[0])
 		return why;
+	if (pmd_none(*vmf->pmd) || pmd_trans_huge(*vmf->pmd)) {
+		/* Only finish_fault() knows how to make the page table here. */
+		vmf->page = pages[0];
+		dedupfs_count(map->pool, DEDUPFS_HITS, 1);
+		return FAULT_LOCKED;
+	}
 	after = min3((unsigned long)FAULT_AROUND - slot, (unsigned long)r->nr,
 		     (vma->vm_end - addr) >> PAGE_SHIFT);
 	around = *r;
 	around.index++;
 	around.block++;
-	n = 1 + (after > 1 ? lock_neighbours(pool, &around, after - 1, size, pages + 1) : 0);
+	n = 1 + (after > 1 ? lock_neighbours(map, &around, after - 1, size, pages + 1) : 0);
 	err = insert_pages(vma, addr, pages, n);
-	dedupfs_count(pool, DEDUPFS_HITS, n);
+	dedupfs_count(map->pool, DEDUPFS_HITS, n);
 	unlock_pages(pages, n);
 	if (err)
 		return err == -ENOMEM ? FAULT_OOM : FAULT_LOWER;
@@ -135,7 +147,8 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_pool *p
 		      (addr - vma->vm_start) >> PAGE_SHIFT);
 	if (before && dedupfs_map_lookup(map, r->index - before, &around) &&
 	    around.reason == DEDUPFS_POOLED && around.block + before == r->block) {
-		n = lock_neighbours(pool, &around, before, size, pages);
+		/* A hole may have been cut between the two since. */
+		n = lock_neighbours(map, &around, min_t(pgoff_t, before, around.nr), size, pages);
 		if (n)
 			insert_pages(vma, addr - ((unsigned long)before << PAGE_SHIFT), pages, n);
 		unlock_pages(pages, n);
@@ -148,13 +161,14 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct dedupfs_map *map = smp_load_acquire(&di->map);
-	struct dedupfs_pool *pool = dedupfs_pool(inode);
 	enum fault_source source;
 	struct dedupfs_range r;
 	loff_t size;
 
+	if (dedupfs_is_plain(di))
+		return FAULT_LOWER;
 	if (!map)
-		return dedupfs_is_plain(di) ? FAULT_LOWER : FAULT_MISS;
+		return FAULT_MISS;
 	if (!down_read_trylock(&map->zap_sem))
 		return FAULT_LOWER;
 	size = i_size_read(di->lower);
@@ -166,10 +180,10 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 		goto out;
 	if (vmf->flags & FAULT_FLAG_WRITE) {
 		/* A private copy is made of it: do_cow_fault() copies and unlocks. */
-		source = FAULT_MAPPED;
-		vmf->page = lock_pool_page(pool, &r, size, &source);
+		source = FAULT_LOCKED;
+		vmf->page = lock_pool_page(map, &r, size, &source);
 	} else {
-		source = map_around(vmf, pool, map, &r, size);
+		source = map_around(vmf, map, &r, size);
 	}
 out:
 	up_read(&map->zap_sem);
@@ -212,7 +226,7 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	if (vmf->vma->vm_flags & VM_RAND_READ)
 		nr = FAULT_AROUND;
 	else if (index == ra->start)
-		nr = min(ra->size * 2, DEDUPFS_FILL_MAX);
+		nr = clamp(ra->size * 2, DEDUPFS_FILL_MIN, DEDUPFS_FILL_MAX);
 	wait = dedupfs_wait_new();
 	if (!wait)
 		return 0;
@@ -233,6 +247,16 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	return VM_FAULT_RETRY | VM_FAULT_MAJOR;
 }
 
+/* Would a fill be in vain? */
+static bool unstable_now(struct dedupfs_inode *di)
+{
+	struct dedupfs_map *map = READ_ONCE(di->map);
+
+	if (map && time_before(jiffies, READ_ONCE(map->unstable_until)))
+		return true;
+	return dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->tracked));
+}
+
 static vm_fault_t pooled_fault(struct vm_fault *vmf)
 {
 	struct inode *inode = file_inode(vmf->vma->vm_file);
@@ -244,7 +268,9 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 
 	switch (map_from_pool(vmf, inode)) {
 	case FAULT_MAPPED:
-		return vmf->flags & FAULT_FLAG_WRITE ? VM_FAULT_LOCKED : VM_FAULT_NOPAGE;
+		return VM_FAULT_NOPAGE;
+	case FAULT_LOCKED:
+		return VM_FAULT_LOCKED;
 	case FAULT_OOM:
 		return VM_FAULT_OOM;
 	case FAULT_AGAIN:
@@ -254,8 +280,7 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	case FAULT_LOWER:
 		break;
 	case FAULT_MISS:
-		if (dedupfs_lower_dirty(di->lower) &&
-		    !(READ_ONCE(di->map) && READ_ONCE(di->map->tracked)))
+		if (unstable_now(di))
 			break;
 		if (may_wait(vmf, di)) {
 			ret = fill_for_fault(vmf, inode);
@@ -274,8 +299,10 @@ static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t 
 	struct dedupfs_map *map = smp_load_acquire(&di->map);
 	struct dedupfs_range r;
 
-	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r) ||
-	    r.reason == DEDUPFS_POOLED)
+	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
+		return dedupfs_is_plain(di) || unstable_now(di) ?
+			filemap_map_pages(vmf, start, end) : 0;
+	if (r.reason == DEDUPFS_POOLED)
 		return 0;
 	return filemap_map_pages(vmf, start, min(end, r.index + r.nr - 1));
 }
@@ -400,7 +427,8 @@ int dedupfs_mmap(struct file *file, struct vm_area_struct *vma)
 			return err;
 	}
 	file_accessed(file);
-	if (!READ_ONCE(di->map) && (dedupfs_is_plain(di) || dedupfs_lower_dirty(di->lower))) {
+	if (dedupfs_is_plain(di) ||
+	    (dedupfs_lower_dirty(di->lower) && !(di->map && di->map->nr_extents))) {
 		vma->vm_ops = &plain_vm_ops;
 		return 0;
 	}

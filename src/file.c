@@ -70,6 +70,7 @@ static int file_open(struct inode *inode, struct file *file)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct file *lower;
+	int err;
 
 	if (unlikely(opened_by_swapon())) {
 		pr_warn_ratelimited("%pD: swap files are not supported; use the file below the mount\n",
@@ -78,12 +79,14 @@ static int file_open(struct inode *inode, struct file *file)
 	}
 	file->private_data = NULL;
 	if (file->f_mode & FMODE_WRITE) {
-		atomic_inc(&di->lower_writers);
+		err = dedupfs_change_prepare(inode);
+		if (err)
+			return err;
 		lower = dedupfs_lower_file(file);
-		if (IS_ERR(lower)) {
-			atomic_dec(&di->lower_writers);
+		if (IS_ERR(lower))
 			return PTR_ERR(lower);
-		}
+		/* Last: a foreign writer must never be taken for ours. */
+		atomic_inc(&di->map->writers);
 	}
 	file->f_mode |= FMODE_CAN_ODIRECT;
 	if (i_size_read(inode) != i_size_read(di->lower))
@@ -97,10 +100,10 @@ static int file_release(struct inode *inode, struct file *file)
 {
 	struct file *lower = file->private_data;
 
+	if (file->f_mode & FMODE_WRITE)
+		atomic_dec(&DEDUPFS_I(inode)->map->writers);
 	if (lower)
 		fput(lower);
-	if (file->f_mode & FMODE_WRITE)
-		atomic_dec(&DEDUPFS_I(inode)->lower_writers);
 	return 0;
 }
 
@@ -155,13 +158,11 @@ void dedupfs_data_init(struct dedupfs_inode *di)
 {
 	di->lower = NULL;
 	di->map = NULL;
-	atomic_set(&di->changing, 0);
-	atomic_set(&di->change_seq, 0);
 	di->plain_at = DEDUPFS_UNARMED;
+	di->shared_at = DEDUPFS_UNARMED;
 	di->fault_index = ULONG_MAX;
 	di->fault_tries = 0;
 	di->fault_time = jiffies;
-	atomic_set(&di->lower_writers, 0);
 }
 
 /**

@@ -47,14 +47,13 @@ struct btrfs_fid_start {
  */
 u64 dedupfs_ino(struct inode *lower)
 {
-	const struct export_operations *ops = lower->i_sb->s_export_op;
 	struct btrfs_fid_start fid[2];
 	int len = sizeof(fid) / (sizeof(u32));
 	int type;
 
-	if (lower->i_sb->s_magic != BTRFS_SUPER_MAGIC || !ops || !ops->encode_fh)
+	if (lower->i_sb->s_magic != BTRFS_SUPER_MAGIC)
 		return lower->i_ino;
-	type = ops->encode_fh(lower, (__u32 *)fid, &len, NULL);
+	type = lower->i_sb->s_export_op->encode_fh(lower, (__u32 *)fid, &len, NULL);
 	if (type != FILEID_BTRFS_WITHOUT_PARENT)
 		return lower->i_ino;
 	if (fid->root_objectid == BTRFS_TOP_LEVEL)

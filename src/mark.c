@@ -15,6 +15,7 @@
  */
 #define pr_fmt(fmt) "dedupfs: " fmt
 
+#include <linux/dcache.h>
 #include <linux/fsnotify_backend.h>
 #include <linux/slab.h>
 #include "pool.h"
@@ -41,8 +42,11 @@ static int handle_event(struct fsnotify_mark *fsn, u32 mask, struct inode *inode
 	struct dedupfs_mark *mark = container_of(fsn, struct dedupfs_mark, fsn);
 
 	spin_lock(&mark->lock);
-	if (mark->map && READ_ONCE(mark->map->truncating) != current)
+	if (mark->map && READ_ONCE(mark->map->truncating) != current) {
+		spin_lock(&mark->map->lock);
 		WRITE_ONCE(mark->map->foreign, true);
+		spin_unlock(&mark->map->lock);
+	}
 	spin_unlock(&mark->lock);
 	return 0;
 }
@@ -100,43 +104,67 @@ void dedupfs_mark_remove(struct dedupfs_map *map)
 }
 
 /* Has anybody but us the lower file open for writing? */
-static bool foreign_writers(struct dedupfs_inode *di)
+static bool foreign_writers(struct dedupfs_map *map)
 {
-	return atomic_read(&di->lower->i_writecount) > atomic_read(&di->lower_writers);
+	return atomic_read(&map->lower->i_writecount) > atomic_read(&map->writers);
+}
+
+/*
+ * An overlayfs whose upper directory holds the file: before 6.8 it writes
+ * without events.
+ */
+static bool under_overlay(struct inode *lower)
+{
+	struct dentry *dentry = d_find_any_alias(lower), *d;
+	bool found = false;
+
+	if (!dentry)
+		return true;
+	rcu_read_lock();
+	for (d = dentry; !found && !IS_ROOT(d); d = READ_ONCE(d->d_parent)) {
+		struct inode *inode = d_inode_rcu(d);
+
+		found = !inode || (READ_ONCE(inode->i_state) & I_OVL_INUSE);
+	}
+	rcu_read_unlock();
+	dput(dentry);
+	return found;
 }
 
 /**
  * dedupfs_only_ours - can only changes of ours have moved the counter?
- * @di:		upper inode
- * @map:	its map
+ * @map:	map
  *
  * Since the baseline.  The caller looks for foreign writable mappings as well.
  *
- * Context: any.
+ * Context: may sleep.
  */
-bool dedupfs_only_ours(struct dedupfs_inode *di, struct dedupfs_map *map)
+bool dedupfs_only_ours(struct dedupfs_map *map)
 {
-	return READ_ONCE(map->tracked) && !READ_ONCE(map->foreign) && !foreign_writers(di);
+	return READ_ONCE(map->tracked) && !READ_ONCE(map->foreign) && !foreign_writers(map) &&
+	       !under_overlay(map->lower);
 }
 
 /**
  * dedupfs_track - an operation of ours is about to move the counter
- * @di:		upper inode
- * @map:	its map
+ * @map:	map
  *
  * Context: may sleep; may be a fault (takes no lower i_rwsem).
  */
-void dedupfs_track(struct dedupfs_inode *di, struct dedupfs_map *map)
+void dedupfs_track(struct dedupfs_map *map)
 {
 	if (READ_ONCE(map->tracked) || !dedupfs_map_valid(map) || !mark_add(map))
 		return;
-	WRITE_ONCE(map->foreign, false);
+	spin_lock(&map->lock);
+	if (!map->tracked)
+		WRITE_ONCE(map->foreign, false);
+	spin_unlock(&map->lock);
 	/* The mark is in place before the counter and the writers are looked at. */
 	smp_mb();
-	if (foreign_writers(di) || dedupfs_foreign_mapping(di))
+	if (foreign_writers(map) || dedupfs_foreign_mapping(map) || under_overlay(map->lower))
 		return;
 	spin_lock(&map->lock);
-	if (dedupfs_map_valid(map))
+	if (!map->foreign && dedupfs_map_valid(map))
 		WRITE_ONCE(map->tracked, true);
 	spin_unlock(&map->lock);
 }

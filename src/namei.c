@@ -25,7 +25,7 @@
  * do the same to this one, which moves its own count.
  */
 #define D_UNPROVEN	(~0UL)
-#define D_BUSY		(1UL << 32)
+#define D_BUSY		BIT(32)
 
 static void mark_busy(struct dentry *dentry)
 {
@@ -96,6 +96,9 @@ static int dedupfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 	unsigned long seen = READ_ONCE(dentry->d_time);
 	int valid;
 
+	/* Just made from a file handle: look it up. */
+	if (unlikely(!lower))
+		return flags & LOOKUP_RCU ? -ECHILD : 0;
 	if (unlikely(lower->d_flags & DCACHE_OP_REVALIDATE)) {
 		valid = lower->d_op->d_revalidate(lower, flags);
 		if (valid <= 0)

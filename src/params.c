@@ -226,9 +226,12 @@ static const struct fs_context_operations dedupfs_context_ops = {
  */
 int dedupfs_init_fs_context(struct fs_context *fc)
 {
-	fc->fs_private = kzalloc(sizeof(struct dedupfs_config), GFP_KERNEL);
-	if (!fc->fs_private)
+	struct dedupfs_config *config;
+
+	config = kzalloc(sizeof(*config), GFP_KERNEL);
+	if (!config)
 		return -ENOMEM;
+	fc->fs_private = config;
 	fc->ops = &dedupfs_context_ops;
 	return 0;
 }

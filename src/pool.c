@@ -463,7 +463,9 @@ void dedupfs_fill_publish(struct dedupfs_fill *fill)
 		page = fill->pages[i];
 		if (!page)
 			continue;
-		__SetPageUptodate(page);
+		folio_mark_uptodate(page_folio(page));
+		/* The pool's own reference; whoever detaches now may drop it at once. */
+		get_page(page);
 		/* No memory is needed to replace an entry. */
 		xa_store(&pool->entries, page->index, entry_make(page, 0), GFP_NOWAIT);
 		dedupfs_lru_add(pool, page);
@@ -483,10 +485,12 @@ void dedupfs_fill_end(struct dedupfs_fill *fill)
 	for (i = 0; i < fill->nr; i++) {
 		if (!fill->pages[i])
 			continue;
-		if (fill->published)
-			unlock_page(fill->pages[i]);
-		else
+		if (!fill->published) {
 			unclaim(fill, i);
+			continue;
+		}
+		unlock_page(fill->pages[i]);
+		put_page(fill->pages[i]);
 	}
 	kvfree(fill);
 }
@@ -494,7 +498,8 @@ void dedupfs_fill_end(struct dedupfs_fill *fill)
 /* The pool itself */
 
 static LIST_HEAD(pools);
-static DEFINE_MUTEX(pools_lock);	/* protects the list and pool->refs */
+static DEFINE_MUTEX(pools_lock);	/* protects the list, its length and pool->refs */
+static unsigned int nr_pools;
 
 static void reap_work(struct work_struct *work)
 {
@@ -583,13 +588,37 @@ struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *
 		}
 	}
 	pool = pool_new(lower_sb, domain);
-	if (!IS_ERR(pool))
+	if (!IS_ERR(pool)) {
 		list_add(&pool->list, &pools);
+		WRITE_ONCE(nr_pools, nr_pools + 1);
+	}
 out:
 	mutex_unlock(&pools_lock);
 	if (!IS_ERR(pool) && limit)
 		dedupfs_pool_set_limit(pool, limit);
 	return pool;
+}
+
+/**
+ * dedupfs_tell_other_pools - a file is about to be changed through this pool
+ * @pool:	pool of the change
+ * @lower:	lower inode
+ *
+ * Its changes raise no event that the marks of other domains' maps see.
+ *
+ * Context: may sleep; may be a fault (takes no lower i_rwsem).
+ */
+void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower)
+{
+	struct dedupfs_pool *other;
+
+	if (likely(READ_ONCE(nr_pools) == 1))
+		return;
+	mutex_lock(&pools_lock);
+	list_for_each_entry(other, &pools, list)
+		if (other != pool && other->lower_sb == pool->lower_sb)
+			dedupfs_map_changed_elsewhere(other, lower);
+	mutex_unlock(&pools_lock);
 }
 
 /**
@@ -606,6 +635,7 @@ void dedupfs_pool_put(struct dedupfs_pool *pool)
 		return;
 	}
 	list_del(&pool->list);
+	WRITE_ONCE(nr_pools, nr_pools - 1);
 	dedupfs_stats_remove(pool);
 	mutex_unlock(&pools_lock);
 

@@ -47,17 +47,19 @@ void dedupfs_maps_destroy(struct dedupfs_pool *pool);
 void dedupfs_maps_reap(struct dedupfs_pool *pool);
 bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_range *r);
 void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
+void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower);
 void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 void dedupfs_decide(struct inode *inode);
 int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr);
 bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next);
 void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block);
 bool dedupfs_lower_dirty(struct inode *lower);
-bool dedupfs_foreign_mapping(struct dedupfs_inode *di);
+pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max);
+bool dedupfs_foreign_mapping(struct dedupfs_map *map);
 
 /* mark.c: foreign changes told from ours */
-void dedupfs_track(struct dedupfs_inode *di, struct dedupfs_map *map);
-bool dedupfs_only_ours(struct dedupfs_inode *di, struct dedupfs_map *map);
+void dedupfs_track(struct dedupfs_map *map);
+bool dedupfs_only_ours(struct dedupfs_map *map);
 void dedupfs_mark_remove(struct dedupfs_map *map);
 
 /* pool.c: entries */
@@ -70,6 +72,8 @@ bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr);
 bool dedupfs_pool_erase(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr);
 u64 dedupfs_pool_saved(struct dedupfs_pool *pool);
+
+void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower);
 
 /* pool.c: fill */
 struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupfs_range *r,
@@ -107,6 +111,16 @@ void dedupfs_wait_put(struct dedupfs_wait *wait);
 
 /* write.c: direct I/O */
 ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter);
+
+/* Does the map still say so of @nr pages?  Asked again once the pages are held. */
+static inline bool dedupfs_still_attached(struct dedupfs_map *map, const struct dedupfs_range *r,
+					  pgoff_t nr)
+{
+	struct dedupfs_range now;
+
+	return dedupfs_map_valid(map) && dedupfs_map_lookup(map, r->index, &now) &&
+	       now.reason == DEDUPFS_POOLED && now.block == r->block && now.nr >= nr;
+}
 
 /* shrink.c */
 int dedupfs_shrink_init(struct dedupfs_pool *pool);

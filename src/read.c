@@ -11,6 +11,7 @@
 #define pr_fmt(fmt) "dedupfs: " fmt
 
 #include <linux/fadvise.h>
+#include <linux/file.h>
 #include <linux/pagemap.h>
 #include <linux/slab.h>
 #include <linux/splice.h>
@@ -29,7 +30,10 @@ struct fill_work {
 	struct dedupfs_wait *wait;
 };
 
+#define FILLS_QUEUED_MAX	512
+
 static struct workqueue_struct *fill_wq;
+static atomic_t fills_queued;
 
 static void wait_put(struct dedupfs_wait *wait)
 {
@@ -48,6 +52,7 @@ static void fill_work_fn(struct work_struct *work)
 	}
 	iput(fw->inode);
 	kfree(fw);
+	atomic_dec(&fills_queued);
 }
 
 /**
@@ -64,10 +69,15 @@ static void fill_work_fn(struct work_struct *work)
 bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 			    struct dedupfs_wait *wait)
 {
-	struct fill_work *fw = kmalloc(sizeof(*fw), GFP_NOWAIT | __GFP_NOWARN);
+	struct fill_work *fw;
 
+	/* Nobody may pile up work without end. */
+	if (atomic_read(&fills_queued) >= FILLS_QUEUED_MAX)
+		return false;
+	fw = kmalloc(sizeof(*fw), GFP_NOWAIT | __GFP_NOWARN);
 	if (!fw)
 		return false;
+	atomic_inc(&fills_queued);
 	INIT_WORK(&fw->work, fill_work_fn);
 	ihold(inode);
 	fw->inode = inode;
@@ -120,6 +130,8 @@ void dedupfs_read_exit(void)
 void dedupfs_read_flush(void)
 {
 	flush_workqueue(fill_wq);
+	/* The lower files that the fills have closed hold the lower mount. */
+	flush_delayed_fput();
 }
 
 /* Windows: file->f_ra.start is where a sequential reader comes next */
@@ -133,6 +145,8 @@ static unsigned int window_size(struct file *file, pgoff_t index, size_t want)
 		nr = 1;
 	else if (index && index == ra->start)
 		nr = min(ra->size * 2, DEDUPFS_FILL_MAX);
+	else if (index < ra->start && index + ra->async_size >= ra->start)
+		nr = ra->size;	/* the reader overtook the worker */
 	else if (index)
 		nr = 4;
 	return clamp_t(size_t, want, nr, DEDUPFS_FILL_MAX);
@@ -153,23 +167,22 @@ static void fill_ahead(struct inode *inode, struct file *file, pgoff_t next)
 	}
 }
 
-/*
- * A miss at @index: resolve and fill.  Return: 0, or -EINTR.
- */
+/* A miss at @index: resolve and fill.  Return: 0, a reason, or -EINTR. */
 static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index, size_t bytes)
 {
 	struct file *file = iocb->ki_filp;
 	bool sequential = !(file->f_mode & FMODE_RANDOM) &&
-			  (!index || index == file->f_ra.start);
+			  (!index || (index <= file->f_ra.start &&
+				      index + file->f_ra.async_size >= file->f_ra.start));
 	unsigned int nr = window_size(file, index, DIV_ROUND_UP(bytes, PAGE_SIZE) + 1);
 	int err;
 
 	err = dedupfs_populate(inode, index, nr);
-	if (err == -EINTR)
-		return err;
+	if (err)
+		return err == -ENOMEM ? DEDUPFS_UNRESOLVED : err;
 	file->f_ra.size = nr;
 	file->f_ra.start = index + nr;
-	if (!err && sequential && index)
+	if (sequential && index)
 		fill_ahead(inode, file, index + nr);
 	return 0;
 }
@@ -197,9 +210,10 @@ static int wait_for_fill(struct dedupfs_pool *pool, u64 block)
  * Copy from the pool, at most to the end of the extent.
  * Return: bytes; 0 if the first page is not there; -EFAULT.
  */
-static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedupfs_pool *pool,
+static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedupfs_map *map,
 			 const struct dedupfs_range *r, loff_t size)
 {
+	struct dedupfs_pool *pool = map->pool;
 	size_t offset = offset_in_page(iocb->ki_pos), done = 0;
 	struct page *pages[DEDUPFS_BATCH];
 	pgoff_t index = r->index;
@@ -209,6 +223,9 @@ static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedup
 	want = min_t(u64, DIV_ROUND_UP(offset + iov_iter_count(iter), PAGE_SIZE),
 		     min_t(u64, r->nr, DEDUPFS_BATCH));
 	n = dedupfs_pool_find_batch(pool, r->block, want, pages);
+	/* The block may have been freed, and filled for another, since we looked. */
+	if (n && !dedupfs_still_attached(map, r, n))
+		stop = true;
 	for (i = 0; i < n; i++, index++) {
 		unsigned int valid = dedupfs_valid_bytes(size, index);
 		size_t bytes, copied;
@@ -260,17 +277,24 @@ static size_t bytes_to(loff_t pos, pgoff_t index, pgoff_t nr)
 }
 
 /*
- * One step of a read: some bytes from one place.
- * @tried: a window was populated for this page already.
+ * What a read knows of its earlier steps: [from, until) was populated already,
+ * or in vain for @reason; what is missing there comes from below.
  */
+struct tried {
+	pgoff_t from;
+	pgoff_t until;
+	int reason;
+};
+
+/* One step of a read: some bytes from one place, or a populate. */
 static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode *inode,
-			 pgoff_t *tried)
+			 struct tried *tried)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct dedupfs_pool *pool = dedupfs_pool(inode);
 	loff_t size, pos = iocb->ki_pos;
 	pgoff_t index = pos >> PAGE_SHIFT;
-	int reason = DEDUPFS_UNSTABLE;
+	bool again = index >= tried->from && index < tried->until;
 	struct dedupfs_range r;
 	struct dedupfs_map *map;
 	ssize_t ret;
@@ -278,46 +302,48 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 
 	/* Pairs with smp_store_release() in dedupfs_map_get(). */
 	map = smp_load_acquire(&di->map);
+	size = i_size_read(di->lower);
 	if (map && dedupfs_map_valid(map) && dedupfs_map_lookup(map, index, &r)) {
 		if (r.reason != DEDUPFS_POOLED)
 			return read_lower(iocb, iter, bytes_to(pos, index, r.nr), pool, r.reason);
-		size = i_size_read(di->lower);
-		/* Size and extent belong together only if the counter says so. */
-		if (!dedupfs_map_valid(map))
-			goto unstable;
-		ret = read_pool(iocb, iter, pool, &r, size);
+		ret = read_pool(iocb, iter, map, &r, size);
 		if (ret) {
 			if (ret > 0)
 				iocb->ki_pos += ret;
 			return ret;
 		}
-		if (*tried != index) {
+		if (!again && !(iocb->ki_flags & IOCB_NOWAIT)) {
 			err = wait_for_fill(pool, r.block);
 			if (err)
 				return err;
 		}
-		reason = DEDUPFS_TAIL;
 	}
-	if (*tried == index || (iocb->ki_flags & IOCB_NOWAIT)) {
-		if (iocb->ki_flags & IOCB_NOWAIT)
-			return -EAGAIN;
-		return read_lower(iocb, iter, bytes_to(pos, index, 1), pool, reason);
-	}
-	if (!map && dedupfs_is_plain(di))
+	if (iocb->ki_flags & IOCB_NOWAIT)
+		return -EAGAIN;
+	if (again)
+		return read_lower(iocb, iter, bytes_to(pos, index, tried->until - index), pool,
+				  tried->reason);
+	if (dedupfs_is_plain(di))
 		return read_lower(iocb, iter, MAX_RW_COUNT, pool, -1);
-	if (dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->tracked))) {
-		reason = DEDUPFS_DIRTY;
-		goto lower;
-	}
-	*tried = index;
-	err = fill_for_read(iocb, inode, index, iov_iter_count(iter));
-	if (err < 0 && err != -ENOMEM)
-		return err;
-	return 0;
+	if (dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->tracked)))
+		return read_lower(iocb, iter, bytes_to(pos, index, DEDUPFS_BATCH), pool,
+				  DEDUPFS_DIRTY);
+	if (map && time_before(jiffies, READ_ONCE(map->unstable_until)))
+		return read_lower(iocb, iter, bytes_to(pos, index, DEDUPFS_BATCH), pool,
+				  DEDUPFS_UNSTABLE);
 
-unstable:
-lower:
-	return read_lower(iocb, iter, bytes_to(pos, index, DEDUPFS_BATCH), pool, reason);
+	err = fill_for_read(iocb, inode, index, iov_iter_count(iter));
+	if (err < 0)
+		return err;
+	tried->from = index;
+	tried->until = index + 1;
+	if (err == DEDUPFS_DIRTY && map && READ_ONCE(map->tracked))
+		/* Pages of ours that wait for write-back, among shared ones. */
+		tried->until = index + max(dedupfs_dirty_run(di->lower, index, DEDUPFS_BATCH), 1UL);
+	else if (err)
+		tried->until = index + DEDUPFS_BATCH;
+	tried->reason = err ?: DEDUPFS_TAIL;
+	return 0;
 }
 
 /**
@@ -335,15 +361,17 @@ ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter)
 	struct file *file = iocb->ki_filp;
 	struct inode *inode = file_inode(file);
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
-	pgoff_t tried = ULONG_MAX;
+	struct tried tried = {};
 	ssize_t ret = 0, done = 0;
 	unsigned int idle = 0;
 
 	if (iocb->ki_flags & IOCB_DIRECT)
 		return dedupfs_direct_read(iocb, iter);
-	if (!READ_ONCE(di->map) && dedupfs_is_plain(di))
+	if (dedupfs_is_plain(di))
 		return filemap_read(iocb, iter, 0);
 
+	/* First: an access time moves the counter, and a baseline comes after. */
+	file_accessed(file);
 	while (iov_iter_count(iter) && iocb->ki_pos < i_size_read(di->lower)) {
 		ret = read_step(iocb, iter, inode, &tried);
 		if (ret < 0)
@@ -354,7 +382,6 @@ ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter)
 		if (idle > 2 || fatal_signal_pending(current))
 			break;
 	}
-	file_accessed(file);
 	return done ?: ret;
 }
 
@@ -364,7 +391,7 @@ ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_inf
 {
 	struct dedupfs_inode *di = DEDUPFS_I(file_inode(in));
 
-	if (!READ_ONCE(di->map) && dedupfs_is_plain(di) && !(in->f_flags & O_DIRECT))
+	if (dedupfs_is_plain(di) && !(in->f_flags & O_DIRECT))
 		return filemap_splice_read(in, ppos, pipe, len, flags);
 	return copy_splice_read(in, ppos, pipe, len, flags);
 }
@@ -392,7 +419,7 @@ int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice)
 {
 	struct inode *inode = file_inode(file);
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
-	bool plain = !READ_ONCE(di->map) && dedupfs_is_plain(di);
+	bool plain = dedupfs_is_plain(di);
 
 	if (advice == POSIX_FADV_WILLNEED && S_ISREG(inode->i_mode) && !plain &&
 	    !dedupfs_lower_dirty(di->lower)) {

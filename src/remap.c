@@ -37,6 +37,7 @@ static void became_shared(struct inode *inode, loff_t pos, loff_t len)
 	pgoff_t first = pos >> PAGE_SHIFT, last = (pos + len - 1) >> PAGE_SHIFT;
 
 	WRITE_ONCE(di->plain_at, DEDUPFS_UNARMED);
+	WRITE_ONCE(di->shared_at, DEDUPFS_UNARMED);
 	if (di->map)
 		dedupfs_forget_unattached(di->map, first, last);
 	invalidate_mapping_pages(mapping, first, last);
@@ -68,6 +69,10 @@ loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out
 	lower_out = dedupfs_lower_file(out);
 	if (IS_ERR(lower_out))
 		return PTR_ERR(lower_out);
+
+	ret = dedupfs_change_prepare(inode_out);
+	if (ret)
+		return ret;
 
 	lock_two_nondirectories(inode_in, inode_out);
 	changed_range(inode_out, pos_out, len, &start, &last);
@@ -116,6 +121,9 @@ ssize_t dedupfs_copy_file_range(struct file *in, loff_t pos_in, struct file *out
 	if (IS_ERR(lower_out))
 		return PTR_ERR(lower_out);
 
+	ret = dedupfs_change_prepare(inode_out);
+	if (ret)
+		return ret;
 	changed_range(inode_out, pos_out, len, &start, &last);
 	dedupfs_touch_begin(file_inode(in));
 	dedupfs_change_begin(inode_out, start, last);

@@ -151,34 +151,51 @@ static const struct super_operations dedupfs_super_ops = {
 };
 
 /* On-disk superblock of XFS, version 5: offsets in bytes, big endian. */
-#define XFS_SB_MAGIC_OFFSET		0
-#define XFS_SB_RO_COMPAT_OFFSET		212
+#define XFS_SB_MAGIC_OFFSET		0	/* 32 bits */
+#define XFS_SB_VERSION_OFFSET		100	/* 16 bits */
+#define XFS_SB_RO_COMPAT_OFFSET		212	/* 32 bits */
 #define XFS_SB_MAGIC_NUMBER		0x58465342	/* "XFSB" */
+#define XFS_VERSION_ASCII_CI		BIT(14)
 #define XFS_RO_COMPAT_REFLINK		BIT(2)
 
-static u32 xfs_sb_field(const struct buffer_head *bh, size_t offset)
+static u32 xfs_sb_u32(const struct buffer_head *bh, size_t offset)
 {
 	return be32_to_cpup((const __be32 *)(bh->b_data + offset));
 }
 
-/*
- * Was this XFS made with reflink=1?  The running filesystem tells that to
- * user memory and to writers only; the feature is fixed when the filesystem
- * is made, so the superblock on disk tells it as well, read-only or not.
- * When in doubt the answer is yes: all files are plain then.
- */
-static bool xfs_has_reflink(struct super_block *lower_sb)
+static u16 xfs_sb_u16(const struct buffer_head *bh, size_t offset)
 {
+	return be16_to_cpup((const __be16 *)(bh->b_data + offset));
+}
+
+/*
+ * Was this XFS made with reflink=1, and with names that keep their case apart?
+ * The running filesystem tells that to user memory only; both are fixed when
+ * it is made, so the superblock on disk tells them as well, read-only or not.
+ * Where that cannot be read the answer is yes: without reflink all is plain.
+ */
+static int check_xfs(struct fs_context *fc, struct super_block *lower_sb, const char *dir)
+{
+	bool reflink = true, ascii_ci = false;
 	struct buffer_head *bh;
-	bool reflink;
 
 	bh = __bread(lower_sb->s_bdev, 0, block_size(lower_sb->s_bdev));
 	if (!bh)
-		return true;
-	reflink = xfs_sb_field(bh, XFS_SB_MAGIC_OFFSET) != XFS_SB_MAGIC_NUMBER ||
-		  xfs_sb_field(bh, XFS_SB_RO_COMPAT_OFFSET) & XFS_RO_COMPAT_REFLINK;
+		return 0;
+	if (xfs_sb_u32(bh, XFS_SB_MAGIC_OFFSET) == XFS_SB_MAGIC_NUMBER) {
+		reflink = xfs_sb_u32(bh, XFS_SB_RO_COMPAT_OFFSET) & XFS_RO_COMPAT_REFLINK;
+		ascii_ci = xfs_sb_u16(bh, XFS_SB_VERSION_OFFSET) & XFS_VERSION_ASCII_CI;
+	}
 	brelse(bh);
-	return reflink;
+	if (!reflink)
+		return dedupfs_complain(fc, -EOPNOTSUPP,
+					"%s is on an XFS made without reflink; make it with mkfs.xfs -m reflink=1",
+					dir);
+	if (ascii_ci)
+		return dedupfs_complain(fc, -EINVAL,
+					"%s is on an XFS that ignores case in names, which is not supported; make it without -n version=ci",
+					dir);
+	return 0;
 }
 
 /* Can files of @lower_sb share extents, in a way that this module knows? */
@@ -189,18 +206,15 @@ static int check_lower_type(struct fs_context *fc, struct super_block *lower_sb,
 
 	if (lower_sb->s_magic == DEDUPFS_MAGIC)
 		return dedupfs_complain(fc, -EINVAL,
-					"%s is on dedupfs already; mount the directory below it", dir);
+					"%s is on dedupfs already; mount the directory below it",
+					dir);
 	if (lower_sb->s_magic == BTRFS_SUPER_MAGIC && !strcmp(type, "btrfs"))
 		return 0;
 	if (lower_sb->s_magic != XFS_SUPER_MAGIC || strcmp(type, "xfs"))
 		return dedupfs_complain(fc, -EOPNOTSUPP,
 					"%s is on %s, which has no shared extents that dedupfs knows; use XFS (reflink=1) or btrfs",
 					dir, type);
-	if (!xfs_has_reflink(lower_sb))
-		return dedupfs_complain(fc, -EOPNOTSUPP,
-					"%s is on an XFS made without reflink; make it with mkfs.xfs -m reflink=1",
-					dir);
-	return 0;
+	return check_xfs(fc, lower_sb, dir);
 }
 
 static int check_lower(struct fs_context *fc, const struct path *path, const char *dir)
@@ -219,7 +233,8 @@ static int check_lower(struct fs_context *fc, const struct path *path, const cha
 					dir);
 	if (lower_sb->s_user_ns != &init_user_ns)
 		return dedupfs_complain(fc, -EINVAL,
-					"%s was mounted in a user namespace; use a mount of the host", dir);
+					"%s was mounted in a user namespace; use a mount of the host",
+					dir);
 	if (path->dentry->d_flags & (DCACHE_OP_HASH | DCACHE_OP_COMPARE))
 		return dedupfs_complain(fc, -EINVAL,
 					"%s ignores case in names, which is not supported", dir);
@@ -239,16 +254,16 @@ static int open_lower(struct fs_context *fc, struct dedupfs_sb *sbi)
 
 	err = kern_path(dir, LOOKUP_FOLLOW, &path);
 	if (err)
-		return dedupfs_complain(fc, err, "cannot find the lower directory %s: error %d",
-					dir, err);
+		return dedupfs_complain(fc, err, "cannot find the lower directory %s: %pe",
+					dir, ERR_PTR(err));
 	err = check_lower(fc, &path, dir);
 	if (err)
 		goto out;
 	mnt = clone_private_mount(&path);
 	if (IS_ERR(mnt)) {
 		err = dedupfs_complain(fc, PTR_ERR(mnt),
-				       "cannot clone the mount of %s: error %d; is it unbindable, or outside this mount namespace?",
-				       dir, (int)PTR_ERR(mnt));
+				       "cannot clone the mount of %s: %pe; is it unbindable, or outside this mount namespace?",
+				       dir, mnt);
 		goto out;
 	}
 	sbi->lower.mnt = mnt;
@@ -308,8 +323,9 @@ static int join_pool(struct fs_context *fc, struct dedupfs_sb *sbi)
 
 	pool = dedupfs_pool_get(sbi->lower.mnt->mnt_sb, config->domain, config->pool_limit);
 	if (IS_ERR(pool))
-		return dedupfs_complain(fc, PTR_ERR(pool), "cannot make a page pool for %s: error %d",
-					config->lowerdir, (int)PTR_ERR(pool));
+		return dedupfs_complain(fc, PTR_ERR(pool),
+					"cannot make a page pool for %s: %pe",
+					config->lowerdir, pool);
 	sbi->pool = pool;
 	if (!pool->observer)
 		pr_warn("%s: this kernel does not let dedupfs see which blocks files share, so nothing is shared in memory; it needs CONFIG_FUNCTION_TRACER and kernel.ftrace_enabled=1\n",

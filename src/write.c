@@ -37,7 +37,7 @@ void dedupfs_touch_begin(struct inode *inode)
 		return;
 	map = smp_load_acquire(&di->map);
 	if (map)
-		dedupfs_track(di, map);
+		dedupfs_track(map);
 }
 
 /** dedupfs_touch_end - the operation is over */
@@ -46,8 +46,23 @@ void dedupfs_touch_end(struct inode *inode)
 }
 
 /**
- * dedupfs_change_begin - an operation of ours changes data
+ * dedupfs_change_prepare - an inode is about to be changed, now or later
  * @inode:	regular upper inode
+ *
+ * Its map is made: what all changes of the lower file through any mount of
+ * the pool have in common lies there.
+ *
+ * Context: may sleep.
+ * Return: 0 or -ENOMEM.
+ */
+int dedupfs_change_prepare(struct inode *inode)
+{
+	return dedupfs_map_get(DEDUPFS_I(inode)) ? 0 : -ENOMEM;
+}
+
+/**
+ * dedupfs_change_begin - an operation of ours changes data
+ * @inode:	regular upper inode, prepared
  * @start:	bytes, file offset
  * @last:	bytes, file offset, inclusive
  *
@@ -58,29 +73,31 @@ void dedupfs_touch_end(struct inode *inode)
  */
 void dedupfs_change_begin(struct inode *inode, loff_t start, loff_t last)
 {
-	struct dedupfs_inode *di = DEDUPFS_I(inode);
-	struct dedupfs_map *map;
+	struct dedupfs_map *map = DEDUPFS_I(inode)->map;
 
-	atomic_inc(&di->change_seq);
-	atomic_inc(&di->changing);
-	/* Whoever attaches looks at changing under pool->sem, as detach() does. */
-	smp_mb__after_atomic();
-	map = smp_load_acquire(&di->map);
-	if (!map)
+	if (WARN_ON_ONCE(!map))
 		return;
-	dedupfs_track(di, map);
+	atomic_inc(&map->change_seq);
+	atomic_inc(&map->changing);
+	/* Whoever attaches looks at it under attach_mutex. */
+	smp_mb__after_atomic();
+	dedupfs_tell_other_pools(map->pool, map->lower);
+	dedupfs_track(map);
 	dedupfs_detach(map, start >> PAGE_SHIFT, last >> PAGE_SHIFT);
 }
 
 /** dedupfs_change_end - the operation is over; see dedupfs_change_begin() */
 void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last)
 {
-	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	struct dedupfs_map *map = DEDUPFS_I(inode)->map;
 
-	/* The counter moved, or the change failed: a plain file stays as it was. */
+	if (!map)
+		return;
+	/* Another pool may have begun to track since. */
+	dedupfs_tell_other_pools(map->pool, map->lower);
 	smp_mb__before_atomic();
-	atomic_inc(&di->change_seq);
-	atomic_dec(&di->changing);
+	atomic_inc(&map->change_seq);
+	atomic_dec(&map->changing);
 }
 
 /**
@@ -92,22 +109,23 @@ void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last)
  * mark sees an event, which are ours.
  *
  * Context: may sleep; upper i_rwsem held.
- * Return: 0, or -ETXTBSY.
+ * Return: 0, -ETXTBSY or -ENOMEM.
  */
 int dedupfs_truncate_begin(struct inode *inode, loff_t start)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	int err;
 
-	atomic_inc(&di->lower_writers);
-	err = get_write_access(di->lower);
-	if (err) {
-		atomic_dec(&di->lower_writers);
+	err = dedupfs_change_prepare(inode);
+	if (err)
 		return err;
-	}
+	err = get_write_access(di->lower);
+	if (err)
+		return err;
+	/* In this order, and back in the other: never too many of ours. */
+	atomic_inc(&di->map->writers);
 	dedupfs_change_begin(inode, start, LLONG_MAX);
-	if (di->map)
-		WRITE_ONCE(di->map->truncating, current);
+	WRITE_ONCE(di->map->truncating, current);
 	return 0;
 }
 
@@ -116,11 +134,10 @@ void dedupfs_truncate_end(struct inode *inode, loff_t start)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 
-	if (di->map)
-		WRITE_ONCE(di->map->truncating, NULL);
+	WRITE_ONCE(di->map->truncating, NULL);
 	dedupfs_change_end(inode, start, LLONG_MAX);
+	atomic_dec(&di->map->writers);
 	put_write_access(di->lower);
-	atomic_dec(&di->lower_writers);
 }
 
 /* Direct I/O that is finished later */
@@ -187,17 +204,20 @@ static void aio_complete(struct kiocb *iocb, long res)
 	iocb->ki_complete(iocb, res);
 }
 
+/* The lower file system completes I/O by itself, and to us. */
+#ifndef IOCB_DIO_CALLER_COMP
+#define IOCB_DIO_CALLER_COMP	0
+#endif
+
 /* Pass @iocb to the lower file, to be completed later.  Freeze protection is held for a write. */
-static ssize_t submit_aio(struct kiocb *iocb, struct iov_iter *iter, struct file *lower,
-			  bool write, loff_t start, loff_t last)
+static ssize_t submit_aio(struct aio *aio, struct kiocb *iocb, struct iov_iter *iter,
+			  struct file *lower, bool write, loff_t start, loff_t last)
 {
-	struct aio *aio = kzalloc(sizeof(*aio), GFP_KERNEL);
 	ssize_t ret;
 
-	if (!aio)
-		return -ENOMEM;
 	refcount_set(&aio->ref, 2);
 	kiocb_clone(&aio->iocb, iocb, get_file(lower));
+	aio->iocb.ki_flags &= ~IOCB_DIO_CALLER_COMP;
 	aio->iocb.ki_complete = aio_complete;
 	aio->orig = iocb;
 	aio->start = start;
@@ -241,13 +261,18 @@ ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter)
 {
 	struct file *lower = dedupfs_lower_file(iocb->ki_filp);
 	struct kiocb kiocb;
+	struct aio *aio;
 	ssize_t ret;
 
 	if (IS_ERR(lower))
 		return PTR_ERR(lower);
 	file_accessed(iocb->ki_filp);
-	if (!is_sync_kiocb(iocb))
-		return submit_aio(iocb, iter, lower, false, 0, 0);
+	if (!is_sync_kiocb(iocb)) {
+		aio = kzalloc(sizeof(*aio), GFP_KERNEL);
+		if (!aio)
+			return -ENOMEM;
+		return submit_aio(aio, iocb, iter, lower, false, 0, 0);
+	}
 	lower_kiocb(&kiocb, iocb, lower);
 	ret = lower->f_op->read_iter(&kiocb, iter);
 	iocb->ki_pos = kiocb.ki_pos;
@@ -280,6 +305,7 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 {
 	struct file *lower = dedupfs_lower_file(iocb->ki_filp);
 	struct inode *inode = file_inode(iocb->ki_filp);
+	struct aio *aio = NULL;
 	loff_t start, last;
 	struct kiocb kiocb;
 	ssize_t ret;
@@ -288,19 +314,19 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 		return PTR_ERR(lower);
 	if (!iov_iter_count(iter))
 		return 0;
+	if ((iocb->ki_flags & IOCB_DIRECT) && !is_sync_kiocb(iocb)) {
+		aio = kzalloc(sizeof(*aio), GFP_KERNEL);
+		if (!aio)
+			return -ENOMEM;
+	}
 	write_range(iocb, iter, &start, &last);
 	dedupfs_change_begin(inode, start, last);
 	file_start_write(lower);
-	if ((iocb->ki_flags & IOCB_DIRECT) && !is_sync_kiocb(iocb)) {
-		ret = submit_aio(iocb, iter, lower, true, start, last);
-		if (ret != -ENOMEM)
-			return ret;
-		goto out;
-	}
+	if (aio)
+		return submit_aio(aio, iocb, iter, lower, true, start, last);
 	lower_kiocb(&kiocb, iocb, lower);
 	ret = lower->f_op->write_iter(&kiocb, iter);
 	iocb->ki_pos = kiocb.ki_pos;
-out:
 	file_end_write(lower);
 	dedupfs_change_end(inode, start, last);
 	dedupfs_copy_attr(inode);

@@ -32,15 +32,16 @@ FIXTURE_TEARDOWN(pair)
 	unlink(low("b"));
 }
 
-#define COPIES()	((cache_bytes() - self->cache + SIZE / 50) / (long)SIZE)
-#define DISK_READ()	((disk_read_bytes() - self->disk + SIZE / 50) / (long)SIZE)
+/* In hundredths of the file's size. */
+#define COPIES()	(100 * (cache_bytes() - self->cache) / (long)SIZE)
+#define DISK_READ()	(100 * (disk_read_bytes() - self->disk) / (long)SIZE)
 
 TEST_F(pair, read_below_then_through)
 {
 	EXPECT_EQ(-1, differs_from(low("a"), self->want, SIZE));
 	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
-	EXPECT_EQ(1, COPIES());
-	EXPECT_EQ(1, DISK_READ());
+	EXPECT_GE(103, COPIES());
+	EXPECT_GE(103, DISK_READ());
 }
 
 TEST_F(pair, mapped_below_then_through)
@@ -51,8 +52,8 @@ TEST_F(pair, mapped_below_then_through)
 	EXPECT_EQ(0, memcmp(l, self->want, SIZE));
 	EXPECT_EQ(0, memcmp(u, self->want, SIZE));
 	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
-	EXPECT_EQ(1, COPIES());
-	EXPECT_EQ(1, DISK_READ());
+	EXPECT_GE(103, COPIES());
+	EXPECT_GE(103, DISK_READ());
 }
 
 TEST_F(pair, written_through_then_read)
@@ -63,11 +64,11 @@ TEST_F(pair, written_through_then_read)
 	ASSERT_LE(0, fd);
 	write_all(fd, self->want, SIZE, 0);
 	EXPECT_EQ(-1, differs_from(up("c"), self->want, SIZE));
-	EXPECT_EQ(1, COPIES());
+	EXPECT_GE(103, COPIES());
 	EXPECT_EQ(0, fsync(fd));
 	EXPECT_EQ(-1, differs_from(up("c"), self->want, SIZE));
-	EXPECT_EQ(1, COPIES());
-	EXPECT_EQ(0, DISK_READ());
+	EXPECT_GE(103, COPIES());
+	EXPECT_GE(3, DISK_READ());
 	close(fd);
 	unlink(up("c"));
 }
@@ -80,10 +81,10 @@ TEST_F(pair, part_below_part_not)
 	ASSERT_EQ(SIZE / 2, pread(fd, buf, SIZE / 2, SIZE / 4));
 	close(fd);
 	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
-	EXPECT_EQ(1, COPIES());
+	EXPECT_GE(103, COPIES());
 	EXPECT_EQ(-1, differs_from(up("b"), self->want, SIZE));
 	/* b cannot use a's lower page cache; it must not cost more than itself. */
-	EXPECT_GE(2, COPIES());
+	EXPECT_GE(203, COPIES());
 }
 
 TEST_F(pair, dirty_below_is_seen)

@@ -405,7 +405,7 @@ __maybe_unused static int clone_file(const char *from, const char *to)
 	in = open(from, O_RDONLY | O_CLOEXEC);
 	if (in < 0)
 		return -1;
-	out = open(to, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	out = open(to, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
 	if (out < 0) {
 		close(in);
 		return -1;

@@ -199,8 +199,10 @@ FIXTURE_SETUP(tree)
 {
 	int c, k;
 
-	for (c = 0; c < CLONES; c++)
+	for (c = 0; c < CLONES; c++) {
+		rm_rf(low("%d", c));	/* of a test that was killed */
 		mkdir(low("%d", c), 0755);
+	}
 	for (k = 0; k < KINDS; k++) {
 		kinds[k].make(low("0/%s", kinds[k].name));
 		for (c = 1; c < CLONES; c++)

@@ -9,6 +9,7 @@
 #define SIZE	(40 * PAGE + 777)
 
 static char buf[16 * PAGE];
+static void *volatile nowhere = (void *)1;
 
 static void say_both(void)
 {
@@ -75,7 +76,7 @@ static void positions(void)
 	VAL(lseek(fd, 100, SEEK_END));
 	VAL(write(fd, buf, 1));
 	VAL(pwrite(fd, buf, 1, -1));
-	VAL(pwrite(fd, (void *)1, 10, 0));
+	VAL(pwrite(fd, nowhere, 10, 0));
 	VAL(write(open("a", O_RDONLY), buf, 1));
 	VAL(pwrite(fd, buf, 10, INT64_MAX - 5));
 	VAL(lseek(fd, 0, SEEK_CUR));

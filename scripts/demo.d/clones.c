@@ -3,6 +3,8 @@
  * The measuring half of the demo: reads, maps and runs whole trees, and says
  * what that cost.  Runs in the guest (scripts/demo.d/guest).
  *
+ *	clones clone FROM TO		reflink every file (as cp -a --reflink=always,
+ *					but for times: twice as fast in a guest)
  *	clones count DIR		files, bytes and pages of the tree
  *	clones walk DIR...		look at every name: metadata only
  *	clones read DIR			read every file; print a checksum
@@ -24,11 +26,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <linux/fs.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -41,6 +46,86 @@
 static unsigned long long files, bytes, pages;
 static uint64_t sum;
 static char buffer[BUFFER] __attribute__((aligned(PAGE)));
+
+/* The second name of a file is linked to the clone of the first. */
+static bool link_again(const struct stat *st, int to, const char *name, const char *path)
+{
+	static struct { ino_t ino; char *path; } *seen;
+	static size_t nr;
+	size_t i;
+
+	if (st->st_nlink < 2)
+		return false;
+	for (i = 0; i < nr; i++) {
+		if (seen[i].ino != st->st_ino)
+			continue;
+		if (linkat(AT_FDCWD, seen[i].path, to, name, 0))
+			err(1, "%s", name);
+		return true;
+	}
+	seen = realloc(seen, (nr + 1) * sizeof(*seen));
+	if (!seen || asprintf(&seen[nr].path, "%s/%s", path, name) < 0)
+		err(1, "memory");
+	seen[nr++].ino = st->st_ino;
+	return false;
+}
+
+/* Clone what is in @from to @to, the directory @path. */
+static void clone_names(int from, int to, const char *path)
+{
+	char target[PAGE], below[PAGE];
+	DIR *dir = fdopendir(from);
+	struct dirent *e;
+
+	if (!dir)
+		err(1, "%s", path);
+	while ((e = readdir(dir))) {
+		const char *name = e->d_name;
+		struct stat st;
+		int a, b, failed = 0;
+		ssize_t n;
+
+		if (!strcmp(name, ".") || !strcmp(name, ".."))
+			continue;
+		if (fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW))
+			err(1, "%s/%s", path, name);
+		if (S_ISDIR(st.st_mode)) {
+			failed = mkdirat(to, name, st.st_mode & 07777);
+			a = openat(from, name, O_RDONLY);
+			b = openat(to, name, O_RDONLY);
+			snprintf(below, sizeof(below), "%s/%s", path, name);
+			clone_names(a, b, below);
+			close(b);
+		} else if (S_ISREG(st.st_mode) && link_again(&st, to, name, path)) {
+			continue;
+		} else if (S_ISREG(st.st_mode)) {
+			a = openat(from, name, O_RDONLY);
+			b = openat(to, name, O_WRONLY | O_CREAT | O_EXCL, st.st_mode & 07777);
+			failed = ioctl(b, FICLONE, a);
+			close(a);
+			close(b);
+		} else if (S_ISLNK(st.st_mode)) {
+			n = readlinkat(from, name, target, sizeof(target) - 1);
+			target[n < 0 ? 0 : n] = '\0';
+			failed = symlinkat(target, to, name);
+		} else {
+			failed = mknodat(to, name, st.st_mode, st.st_rdev);
+		}
+		if (!failed && (st.st_uid || st.st_gid))
+			failed = fchownat(to, name, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW);
+		if (failed)
+			err(1, "%s/%s", path, name);
+	}
+	closedir(dir);
+}
+
+static void clone_tree(const char *from, const char *to)
+{
+	umask(0);
+	if (mkdir(to, 0755))
+		err(1, "%s", to);
+	clone_names(open(from, O_RDONLY), open(to, O_RDONLY), to);
+}
 
 /* FNV-1a, a word at a time: enough to see that two trees are the same. */
 static uint64_t checksum(uint64_t h, const void *data, size_t len)
@@ -243,7 +328,7 @@ static void map_trees(char **dir, int n)
 	for (i = 0; i < n; i++) {
 		if (read(ready[0], &c, 1) != 1)
 			errx(1, "a process did not map its tree");
-		fprintf(stderr, "mapped %d of %d\n", i + 1, n);
+		fputc('.', stderr);
 	}
 	print_mem();
 	print_rss(pid, n);
@@ -337,7 +422,9 @@ int main(int argc, char **argv)
 	int i;
 
 	setrlimit(RLIMIT_NOFILE, &limit);
-	if (!strcmp(what, "count") && argc == 3) {
+	if (!strcmp(what, "clone") && argc == 4) {
+		clone_tree(argv[2], argv[3]);
+	} else if (!strcmp(what, "count") && argc == 3) {
 		each_file(argv[2], count_file);
 		printf("files %llu\nbytes %llu\npages %llu\n", files, bytes, pages);
 	} else if (!strcmp(what, "walk")) {

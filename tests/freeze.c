@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * FIFREEZE and FITHAW through the mount freeze and thaw the lower filesystem:
+ * nobody writes meanwhile, all that was written before is on the disk.
+ */
+#include "common.h"
+
+#define SIZE	(16 * PAGE)
+
+FIXTURE(frozen) {
+	int dir;
+	pid_t writer;
+};
+
+FIXTURE_SETUP(frozen)
+{
+	make_file(low("a"), SIZE, 1);
+	make_clone(low("a"), low("twin"));
+	drop_caches("3");
+	self->dir = open(up("."), O_RDONLY);
+	ASSERT_LE(0, self->dir);
+}
+
+FIXTURE_TEARDOWN(frozen)
+{
+	ioctl(self->dir, FITHAW, 0);
+	unlink(low("a"));
+	unlink(low("twin"));
+}
+
+static pid_t writer(const char *path, bool mapped)
+{
+	pid_t pid = fork();
+	char *p;
+	int fd;
+
+	if (pid)
+		return pid;
+	fd = open(path, O_RDWR);
+	p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	touch(p, SIZE);
+	if (mapped)
+		p[PAGE] ^= 1;
+	else
+		pwrite(fd, "x", 1, 2 * PAGE);
+	_exit(0);
+}
+
+static bool ended(pid_t pid, int ms)
+{
+	int status;
+
+	for (; ms > 0; ms -= 20) {
+		if (waitpid(pid, &status, WNOHANG) == pid)
+			return true;
+		usleep(20000);
+	}
+	return false;
+}
+
+static void try_writers(struct __test_metadata *_metadata, FIXTURE_DATA(frozen) *self, const char *path)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		pid_t pid;
+
+		ASSERT_EQ(0, ioctl(self->dir, FIFREEZE, 0));
+		EXPECT_EQ(-1, ioctl(self->dir, FIFREEZE, 0));
+		EXPECT_EQ(EBUSY, errno);
+		/* Reading goes on. */
+		EXPECT_NE(0, hash_read(up("twin"), MiB));
+		EXPECT_EQ(hash_read(up("twin"), MiB), hash_map(up("twin"), MiB, MAP_SHARED));
+		pid = writer(path, i);
+		EXPECT_FALSE(ended(pid, 400)) TH_LOG("it wrote to a frozen filesystem");
+		ASSERT_EQ(0, ioctl(self->dir, FITHAW, 0));
+		EXPECT_TRUE(ended(pid, 5000)) TH_LOG("it hangs after the thaw");
+		EXPECT_EQ(-1, ioctl(self->dir, FITHAW, 0));
+		EXPECT_EQ(EINVAL, errno);
+	}
+}
+
+TEST_F(frozen, stops_writers_through_the_mount)
+{
+	try_writers(_metadata, self, up("a"));
+}
+
+TEST_F(frozen, stops_writers_below)
+{
+	try_writers(_metadata, self, low("a"));
+}
+
+TEST_F(frozen, settles_what_was_written)
+{
+	char *p = map_file(up("a"), SIZE, PROT_READ | PROT_WRITE, MAP_SHARED), *got = aligned_alloc(PAGE, SIZE);
+	int fd = open(up("a"), O_RDWR);
+
+	fill(p + 3 * PAGE, PAGE, 3, 0);
+	fill(got, PAGE, 4, 0);
+	write_all(fd, got, PAGE, 5 * PAGE);
+	ASSERT_EQ(0, ioctl(self->dir, FIFREEZE, 0));
+	EXPECT_EQ(-1, mismatch(p + 3 * PAGE, PAGE, 3, 0));
+	/* Nothing dirty is left: the disk has it. */
+	fd = open(low("a"), O_RDONLY | O_DIRECT);
+	EXPECT_EQ(SIZE, pread(fd, got, SIZE, 0));
+	ASSERT_EQ(0, ioctl(self->dir, FITHAW, 0));
+	EXPECT_EQ(-1, mismatch(got + 3 * PAGE, PAGE, 3, 0));
+	EXPECT_EQ(-1, mismatch(got + 5 * PAGE, PAGE, 4, 0));
+	EXPECT_EQ(-1, check_file(up("twin"), SIZE, 1));
+}
+
+TEST_F(frozen, needs_privilege)
+{
+	ASSERT_EQ(0, setresuid(65534, 65534, 65534));
+	EXPECT_EQ(-1, ioctl(self->dir, FIFREEZE, 0));
+	EXPECT_EQ(EPERM, errno);
+	EXPECT_EQ(-1, ioctl(self->dir, FITHAW, 0));
+	EXPECT_EQ(EPERM, errno);
+}
+
+TEST_HARNESS_MAIN

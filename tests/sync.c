@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * After fsync, fdatasync, sync_file_range, syncfs and msync the data are on
+ * the disk: a direct read of the lower file shows them, and no cache is needed.
+ */
+#include "common.h"
+
+#define SIZE	(32 * PAGE)
+
+FIXTURE(file) {
+	char *want;
+	int fd;
+};
+
+FIXTURE_VARIANT(file) {
+	int (*sync)(int fd);
+	bool mapped;
+};
+
+static int by_range(int fd)
+{
+	return sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+			       SYNC_FILE_RANGE_WAIT_AFTER);
+}
+
+static int by_sync(int fd)
+{
+	sync();
+	return 0;
+}
+
+FIXTURE_VARIANT_ADD(file, fsync) { .sync = fsync };
+FIXTURE_VARIANT_ADD(file, fdatasync) { .sync = fdatasync };
+FIXTURE_VARIANT_ADD(file, sync_file_range) { .sync = by_range };
+FIXTURE_VARIANT_ADD(file, syncfs) { .sync = syncfs };
+FIXTURE_VARIANT_ADD(file, sync) { .sync = by_sync };
+FIXTURE_VARIANT_ADD(file, fsync_of_stores) { .sync = fsync, .mapped = true };
+FIXTURE_VARIANT_ADD(file, syncfs_of_stores) { .sync = syncfs, .mapped = true };
+
+FIXTURE_SETUP(file)
+{
+	self->want = aligned_alloc(PAGE, SIZE);
+	fill(self->want, SIZE, 1, 0);
+	make_file(low("a"), SIZE, 1);
+	make_clone(low("a"), low("twin"));
+	drop_caches("3");
+	EXPECT_EQ(-1, check_file(up("a"), SIZE, 1));
+	self->fd = open(up("a"), O_RDWR);
+	ASSERT_LE(0, self->fd);
+}
+
+FIXTURE_TEARDOWN(file)
+{
+	unlink(low("a"));
+	unlink(low("twin"));
+}
+
+static long on_disk(const char *want)
+{
+	char *got = aligned_alloc(PAGE, SIZE);
+	struct fiemap_extent ext[64];
+	struct fiemap *fm = calloc(1, sizeof(*fm) + sizeof(ext));
+	int dev = open(getenv("DEDUPFS_DEV"), O_RDONLY | O_DIRECT), fd = open(low("a"), O_RDONLY);
+	unsigned int i;
+	long bad = 0;
+
+	/* By the block map as it is, from the device: nothing may help. */
+	fm->fm_length = FIEMAP_MAX_OFFSET;
+	fm->fm_extent_count = 64;
+	if (ioctl(fd, FS_IOC_FIEMAP, fm))
+		die("fiemap");
+	memset(got, 0, SIZE);
+	for (i = 0; i < fm->fm_mapped_extents; i++) {
+		struct fiemap_extent *e = &fm->fm_extents[i];
+
+		if (e->fe_flags & FIEMAP_EXTENT_DELALLOC)
+			bad = 1;
+		if (!btrfs && pread(dev, got + e->fe_logical, e->fe_length, e->fe_physical) != (ssize_t)e->fe_length)
+			die("read of the device");
+	}
+	close(fd);
+	close(dev);
+	if (btrfs) {	/* its addresses are logical ones: read the file */
+		fd = open(low("a"), O_RDONLY | O_DIRECT);
+		if (pread(fd, got, SIZE, 0) != SIZE)
+			die("direct read");
+		close(fd);
+	}
+	if (!bad)
+		bad = !!memcmp(got, want, SIZE);
+	free(got);
+	free(fm);
+	return bad;
+}
+
+TEST_F(file, is_on_the_disk)
+{
+	char *p;
+	int i;
+
+	p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, p);
+	for (i = 0; i < 3; i++) {
+		fill(self->want + i * 9 * PAGE + 100, 2 * PAGE, 10 + i, 0);
+		if (variant->mapped)
+			memcpy(p + i * 9 * PAGE + 100, self->want + i * 9 * PAGE + 100, 2 * PAGE);
+		else
+			write_all(self->fd, self->want + i * 9 * PAGE + 100, 2 * PAGE, i * 9 * PAGE + 100);
+		EXPECT_EQ(0, variant->sync(self->fd));
+		EXPECT_EQ(0, on_disk(self->want)) TH_LOG("round %d", i);
+	}
+	munmap(p, SIZE);
+	write_text("/proc/sys/vm/drop_caches", "3");
+	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
+	EXPECT_EQ(-1, check_file(up("twin"), SIZE, 1));
+}
+
+static void calls(void)
+{
+	int fd, dir, ro;
+
+	make_pooled("a", SIZE, 1);
+	fd = open("a", O_RDWR);
+	ro = open("a", O_RDONLY);
+	dir = open(".", O_RDONLY);
+	DO(fsync(fd));
+	DO(fsync(ro));
+	DO(fdatasync(ro));
+	DO(fsync(dir));
+	DO(fdatasync(dir));
+	DO(syncfs(dir));
+	DO(syncfs(ro));
+	DO(sync_file_range(fd, 0, 0, 0));
+	DO(sync_file_range(fd, -1, 0, 0));
+	DO(sync_file_range(fd, 0, 0, 0x100));
+	DO(sync_file_range(dir, 0, 0, SYNC_FILE_RANGE_WRITE));
+	DO(fsync(open("a", O_PATH)));
+	mkfifo("fifo", 0600);
+	DO(fsync(open("fifo", O_RDWR)));
+}
+
+TEST(on_what_it_works)
+{
+	SAME(calls);
+}
+
+TEST_HARNESS_MAIN
