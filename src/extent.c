@@ -417,6 +417,33 @@ void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 }
 
 /**
+ * dedupfs_serve_from_below - a page that is about to be stored to leaves the pool's care
+ * @map:	map
+ * @index:	file page
+ *
+ * Until the store has come, or the file changes, its data comes from the lower
+ * page cache, whose page can be made writable.
+ *
+ * Context: may sleep; may be a fault.
+ */
+void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index)
+{
+	struct dedupfs_range r = { .index = index, .nr = 1, .reason = DEDUPFS_CHANGING };
+	pgoff_t last = index;
+
+	atomic_inc(&map->zaps);
+	down_write(&map->pool->sem);
+	mutex_lock(&map->attach_mutex);
+	detach(map, index, &last);
+	/* Without memory the next access meets no extent, and tries again. */
+	extent_add(map, &r);
+	mutex_unlock(&map->attach_mutex);
+	up_write(&map->pool->sem);
+	zap(map, index, last);
+	atomic_dec(&map->zaps);
+}
+
+/**
  * dedupfs_map_changed_elsewhere - a file is changed through another pool
  * @pool:	pool whose map, if any, must not be carried over that
  * @lower:	lower inode
@@ -1010,7 +1037,8 @@ static bool next_new_part(const struct window *w, const struct dedupfs_range *r,
 			break;
 		}
 		*pos = max(*pos, ext->index);
-		if (ext->reason == DEDUPFS_POOLED)
+		if (ext->reason == DEDUPFS_POOLED &&
+		    ext->block - ext->index == r->block - r->index)
 			break;
 		now.nr = ext->index + ext->nr - *pos;
 	}
@@ -1380,6 +1408,9 @@ static void attach_unresolved(struct window *w, pgoff_t nr)
 		;
 }
 
+/* A large folio that two windows share is dropped with the second one. */
+#define DROP_BEFORE	DEDUPFS_FILL_MAX
+
 /* Pages of the pool took the place of these in the lower page cache. */
 static void drop_lower_copies(struct window *w, pgoff_t index, pgoff_t nr)
 {
@@ -1398,7 +1429,8 @@ static void drop_lower_copies(struct window *w, pgoff_t index, pgoff_t nr)
 			continue;
 		if (mapping_mapped(mapping))
 			unmap_mapping_pages(mapping, first, end - first, false);
-		invalidate_mapping_pages(mapping, first, end - 1);
+		invalidate_mapping_pages(mapping, first - min(first, (pgoff_t)DROP_BEFORE),
+					 end - 1);
 	}
 }
 

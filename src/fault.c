@@ -345,10 +345,15 @@ static vm_fault_t page_mkwrite(struct vm_fault *vmf)
 	if (READ_ONCE(page_folio(page)->mapping) != file->f_mapping) {
 		/*
 		 * A pool page, or one that was just truncated: the store comes
-		 * back as a write fault and gets a page of the lower cache.
+		 * back and finds a page of the lower cache, even if it is one
+		 * that loads first and so comes back as a read.
 		 */
-		unmap_mapping_pages(file->f_mapping, vmf->pgoff, 1, false);
-		dedupfs_count(dedupfs_pool(inode), DEDUPFS_COPY_UPS, 1);
+		if (dedupfs_pool_has(dedupfs_pool(inode), page)) {
+			dedupfs_serve_from_below(DEDUPFS_I(inode)->map, vmf->pgoff);
+			dedupfs_count(dedupfs_pool(inode), DEDUPFS_COPY_UPS, 1);
+		} else {
+			unmap_mapping_pages(file->f_mapping, vmf->pgoff, 1, false);
+		}
 		ret = VM_FAULT_NOPAGE;
 		goto out;
 	}

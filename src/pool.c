@@ -227,7 +227,8 @@ void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr)
 /*
  * A fill owns the FILLING entries, and the page locks, of up to
  * DEDUPFS_FILL_MAX consecutive file pages; pages[i] is NULL where the pool
- * had the page already, or where the file has nothing for the pool.
+ * had the page already, or where the file has nothing for the pool.  A page
+ * is ready when it was copied from the lower page cache.
  */
 struct dedupfs_fill {
 	struct dedupfs_pool *pool;
@@ -235,6 +236,7 @@ struct dedupfs_fill {
 	unsigned int nr;
 	unsigned int missing;
 	unsigned int published;
+	DECLARE_BITMAP(ready, DEDUPFS_FILL_MAX);
 	struct page *pages[DEDUPFS_FILL_MAX];
 	struct bio_vec bvec[DEDUPFS_FILL_MAX];
 };
@@ -337,6 +339,43 @@ static struct file *fill_open(struct inode *inode)
 	return file;
 }
 
+/* The page as a file of @size bytes has it: data, then zeroes. */
+static void fill_finish(struct dedupfs_fill *fill, unsigned int i, unsigned int valid)
+{
+	if (valid < PAGE_SIZE)
+		zero_user_segment(fill->pages[i], valid, PAGE_SIZE);
+	set_page_private(fill->pages[i], valid);
+}
+
+/*
+ * What the lower page cache holds, clean, need not be read from disk again.
+ * That it stayed clean is checked before anything is published.
+ */
+static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_space *mapping,
+				  loff_t size)
+{
+	struct folio *folio;
+	pgoff_t index;
+	unsigned int i, valid;
+
+	for (i = 0; i < fill->nr && mapping->nrpages; i++) {
+		index = fill->index + i;
+		valid = dedupfs_valid_bytes(size, index);
+		if (!fill->pages[i] || !valid)
+			continue;
+		folio = filemap_get_folio(mapping, index);
+		if (IS_ERR(folio))
+			continue;
+		if (folio_test_uptodate(folio) && !folio_test_dirty(folio) &&
+		    !folio_test_writeback(folio) && folio->mapping == mapping) {
+			copy_highpage(fill->pages[i], folio_file_page(folio, index));
+			fill_finish(fill, i, valid);
+			__set_bit(i, fill->ready);
+		}
+		folio_put(folio);
+	}
+}
+
 /* Read @nr claimed pages at @i with one direct read; return bytes or -errno. */
 static ssize_t fill_run(struct dedupfs_fill *fill, struct file *file, unsigned int i,
 			unsigned int nr)
@@ -369,14 +408,17 @@ static void fill_accept(struct dedupfs_fill *fill, unsigned int i, unsigned int 
 			unclaim(fill, i + k);
 			continue;
 		}
-		if (valid < PAGE_SIZE)
-			zero_user_segment(fill->pages[i + k], valid, PAGE_SIZE);
-		set_page_private(fill->pages[i + k], valid);
+		fill_finish(fill, i + k, valid);
 	}
 }
 
+static bool fill_missing(const struct dedupfs_fill *fill, unsigned int i)
+{
+	return i < fill->nr && fill->pages[i] && !test_bit(i, fill->ready);
+}
+
 /**
- * dedupfs_fill_read - read the claimed pages from disk
+ * dedupfs_fill_read - read the claimed pages, from disk if need be
  * @fill:	fill
  * @inode:	upper inode
  *
@@ -390,19 +432,23 @@ static void fill_accept(struct dedupfs_fill *fill, unsigned int i, unsigned int 
  */
 int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode)
 {
-	loff_t size = i_size_read(dedupfs_lower(inode));
+	struct inode *lower = dedupfs_lower(inode);
+	loff_t size = i_size_read(lower);
 	unsigned int i, k, nr;
 	struct file *file;
 	ssize_t got;
 
 	if (!fill->missing)
 		return 0;
+	fill_from_lower_cache(fill, lower->i_mapping, size);
+	if (bitmap_weight(fill->ready, fill->nr) == fill->missing)
+		return 0;
 	file = fill_open(inode);
 	if (IS_ERR(file))
 		return PTR_ERR(file);
 
 	for (i = 0; i < fill->nr; i += nr) {
-		for (nr = 0; i + nr < fill->nr && fill->pages[i + nr]; nr++)
+		for (nr = 0; fill_missing(fill, i + nr); nr++)
 			;
 		if (!nr) {
 			nr = 1;

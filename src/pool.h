@@ -47,6 +47,7 @@ void dedupfs_maps_destroy(struct dedupfs_pool *pool);
 void dedupfs_maps_reap(struct dedupfs_pool *pool);
 bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_range *r);
 void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
+void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index);
 void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower);
 void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 void dedupfs_decide(struct inode *inode);

@@ -13,6 +13,19 @@ static char *buf;
 
 /* --- io_submit ------------------------------------------------------------- */
 
+/* Results come in any order: say them in that of the requests. */
+static void say_events(struct io_event *ev, int n)
+{
+	int i, k;
+
+	for (k = 0; k < 8; k++) {
+		for (i = 0; i < n; i++) {
+			if (ev[i].data == (unsigned int)k)
+				say("%d: %lld", k, (long long)ev[i].res);
+		}
+	}
+}
+
 static void libaio(int flags)
 {
 	struct iocb cb[8] = {}, *list[8];
@@ -34,14 +47,12 @@ static void libaio(int flags)
 	fill(buf + 6 * 16 * PAGE, 32 * PAGE, 9, 0);
 	VAL(syscall(SYS_io_submit, ctx, 6, list));
 	n = VAL(syscall(SYS_io_getevents, ctx, 6, 8, ev, NULL));
-	for (i = 0; i < n; i++)
-		say("%lld", (long long)ev[i].res);
+	say_events(ev, n);
 	for (i = 0; i < 6; i++)
 		say("%d: %lx", i, hash(buf + i * 16 * PAGE, (i + 1) * PAGE, 1));
 	VAL(syscall(SYS_io_submit, ctx, 2, list + 6));
 	n = VAL(syscall(SYS_io_getevents, ctx, 2, 8, ev, NULL));
-	for (i = 0; i < n; i++)
-		say("%lld", (long long)ev[i].res);
+	say_events(ev, n);
 	memset(&cb[0], 0, sizeof(cb[0]));
 	cb[0].aio_lio_opcode = IOCB_CMD_FDSYNC;
 	cb[0].aio_fildes = fd;
