@@ -28,7 +28,7 @@
  *   mmap_lock or the VMA lock
  *     map->zap_sem        read: a fault while it maps pool pages (trylock);
  *                         write: taken and dropped by a detach before it zaps
- *       pool page lock    (trylock for all but the first page of a batch)
+ *       pool page lock    (trylock)
  *   map->fill_sem         read: a fill while it is in the lower filesystem;
  *                         write: sampling a baseline
  *     lower inode i_rwsem (trylock for the baseline; shared inside FIEMAP
@@ -209,6 +209,9 @@ struct dedupfs_extent {
  * @change_seq:	moves at the start and end of each of them
  * @writers:	lower files that we hold open for writing (all mounts)
  * @zaps:	detached ranges that are not unmapped yet
+ * @settled:	(btrfs) nothing written before @baseline is unfinished below
+ * @wrote_first: with @wrote_last, file pages that we changed since then; FIEMAP
+ *		can be wrong about them (lock)
  * @unstable_until: jiffies; no use in trying to resolve before
  * @zap_sem:	a fault maps pool pages under it (read, trylock)
  * @fill_sem:	see the lock order
@@ -233,6 +236,9 @@ struct dedupfs_map {
 	atomic_t writers;
 	atomic_t zaps;
 	unsigned long unstable_until;
+	bool settled;
+	pgoff_t wrote_first;
+	pgoff_t wrote_last;
 	struct rw_semaphore zap_sem;
 	struct rw_semaphore fill_sem;
 	struct dedupfs_mark *mark;

@@ -59,6 +59,7 @@ static struct dedupfs_map *map_new(struct dedupfs_pool *pool, struct inode *lowe
 	map->extents = RB_ROOT;
 	mutex_init(&map->attach_mutex);
 	map->unstable_until = jiffies;
+	map->wrote_first = ULONG_MAX;
 	init_rwsem(&map->zap_sem);
 	init_rwsem(&map->fill_sem);
 	return map;
@@ -529,7 +530,9 @@ bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next)
  * @pool:	pool
  * @block:	its physical block, in pages
  *
- * Context: pool->sem held, and the page lock, so that it is not mapped again.
+ * A fault may map it again at once.
+ *
+ * Context: pool->sem held.
  */
 void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block)
 {
@@ -866,6 +869,7 @@ static int baseline(struct dedupfs_map *map)
 	spin_lock(&map->lock);
 	WRITE_ONCE(map->baseline, counter);
 	WRITE_ONCE(map->tracked, false);
+	map->settled = false;
 	spin_unlock(&map->lock);
 	up_write(&map->pool->sem);
 	if (attached) {
@@ -1456,6 +1460,56 @@ static bool same_ranges(const struct window *w)
 	return true;
 }
 
+/**
+ * dedupfs_note_change - FIEMAP may be wrong about a range for some time
+ * @map:	map
+ * @first:	file page
+ * @last:	file page, inclusive
+ */
+void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
+{
+	spin_lock(&map->lock);
+	if (map->wrote_first == ULONG_MAX)
+		map->wrote_last = last;
+	map->wrote_first = min(map->wrote_first, first);
+	map->wrote_last = max(map->wrote_last, last);
+	spin_unlock(&map->lock);
+}
+
+/* A synchronous FIEMAP was right about all of the file. */
+static void settle(struct window *w)
+{
+	struct dedupfs_map *map = w->map;
+
+	spin_lock(&map->lock);
+	if (map->baseline == w->baseline && !atomic_read(&map->changing) &&
+	    atomic_read(&map->change_seq) == w->change_seq) {
+		map->settled = true;
+		map->wrote_first = ULONG_MAX;
+	}
+	spin_unlock(&map->lock);
+}
+
+/*
+ * Where FIEMAP must be synchronous and the file is dirty, that would flush
+ * somebody's data: only what was settled, and not changed since, is resolved.
+ * Return: false if the window's first page is not.
+ */
+static bool clip_to_settled(struct window *w)
+{
+	struct dedupfs_map *map = w->map;
+	bool ok;
+
+	spin_lock(&map->lock);
+	ok = map->tracked && map->settled;
+	if (ok && map->wrote_first != ULONG_MAX && w->index <= map->wrote_last) {
+		ok = w->index < map->wrote_first;
+		w->nr = min(w->nr, map->wrote_first - w->index);
+	}
+	spin_unlock(&map->lock);
+	return ok;
+}
+
 /* Rule 4, and rule 6's bracket: one try.  fill_sem is held (read). */
 static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 {
@@ -1466,16 +1520,18 @@ static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 	int n, err;
 
 	w->in_place = in_place(w->di->lower);
-	if (pool->fiemap_sync) {
-		if (dedupfs_lower_dirty(w->di->lower))
-			return DEDUPFS_DIRTY;
+	if (pool->fiemap_sync && !dedupfs_lower_dirty(w->di->lower))
 		flags = FIEMAP_FLAG_SYNC;
-	}
+	else if (pool->fiemap_sync && !clip_to_settled(w))
+		return DEDUPFS_DIRTY;
+	nr = min(nr, w->nr);
 	n = resolve(w, w->nr, flags, w->ranges, &got);
 	if (n < 0 || !got)
 		goto unresolved;
 	w->nr_ranges = n;
 	w->nr = got;
+	if (flags)
+		settle(w);
 
 	if (!pool->counter_tells_mapping)
 		find_witnesses(w);

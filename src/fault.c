@@ -10,9 +10,9 @@
  * Rule 8: a fault never waits for a lower i_rwsem; it has a worker fill,
  * drops its lock and waits killably for a bounded time, and takes the lower
  * page cache where it may not wait or waited in vain.
- * Rule 10: a pool page is mapped under map->zap_sem (so that a detach waits
- * for us before it zaps) and under its page lock (so that evict does), with
- * extent and entry looked up again under them.
+ * Rule 10: a pool page is mapped under map->zap_sem, so that a detach waits
+ * for us before it zaps, with the extent looked up again once the page is
+ * held; evict frees only pages whose references it can freeze.
  * A store goes to the lower page cache always: a pool page is never written.
  */
 #define pr_fmt(fmt) "dedupfs: " fmt
@@ -22,79 +22,52 @@
 #include <linux/sched/signal.h>
 #include "pool.h"
 
-#define FAULT_WAIT		(HZ / 2)
+#define FAULT_WAIT		HZ
 #define FAULT_TRIES		3
 #define FAULT_AROUND		16
 
-enum fault_source { FAULT_MAPPED, FAULT_LOCKED, FAULT_LOWER, FAULT_MISS, FAULT_AGAIN, FAULT_OOM };
+enum fault_source { FAULT_MAPPED, FAULT_LOCKED, FAULT_LOWER, FAULT_MISS, FAULT_OOM };
 
-/* The page of a range's first block, locked, or NULL: @why tells. */
-static struct page *lock_pool_page(struct dedupfs_map *map, const struct dedupfs_range *r,
-				   loff_t size, enum fault_source *why)
+/*
+ * The published pages of a range, from its first block on, with a reference
+ * each, which keeps evict from freeing them.  The map is asked once more when
+ * they are held: what it says then is what they are.
+ */
+static unsigned int get_pages(struct dedupfs_map *map, const struct dedupfs_range *r,
+			      unsigned int nr, loff_t size, struct page **pages)
 {
-	struct dedupfs_pool *pool = map->pool;
-	struct page *page;
-	bool filling;
+	unsigned int n, got;
 
-	page = dedupfs_pool_find(pool, r->block, &filling);
-	if (!page || filling) {
-		*why = FAULT_MISS;
-		goto put;
-	}
-	if (!trylock_page(page)) {
-		/* Another fault is mapping it, or evict looks at it: not long. */
-		*why = FAULT_AGAIN;
-		goto put;
-	}
-	if (!dedupfs_pool_has(pool, page) || !dedupfs_still_attached(map, r, 1)) {
-		*why = FAULT_MISS;
-	} else if (dedupfs_page_valid(page) != dedupfs_valid_bytes(size, r->index)) {
-		*why = FAULT_LOWER;
-	} else {
-		return page;
-	}
-	unlock_page(page);
-put:
-	if (page)
-		put_page(page);
-	return NULL;
-}
-
-/* Lock up to @nr more pages from @r on, without waiting.  Return: how many. */
-static unsigned int lock_neighbours(struct dedupfs_map *map, const struct dedupfs_range *r,
-				    unsigned int nr, loff_t size, struct page **pages)
-{
-	struct dedupfs_pool *pool = map->pool;
-	unsigned int n, i, got;
-
-	got = dedupfs_pool_find_batch(pool, r->block, nr, pages);
-	for (n = 0; n < got; n++) {
-		if (!trylock_page(pages[n]))
-			break;
-		if (!dedupfs_pool_has(pool, pages[n]) ||
-		    dedupfs_page_valid(pages[n]) != dedupfs_valid_bytes(size, r->index + n)) {
-			unlock_page(pages[n]);
-			break;
-		}
-	}
-	if (n && !dedupfs_still_attached(map, r, n)) {
-		for (i = 0; i < n; i++)
-			unlock_page(pages[i]);
+	got = dedupfs_pool_find_batch(map->pool, r->block, min_t(pgoff_t, nr, r->nr), pages);
+	n = got;
+	if (n && !dedupfs_still_attached(map, r, n))
 		n = 0;
-	}
-	for (i = n; i < got; i++)
-		put_page(pages[i]);
+	/* Only the last page of a file can hold less than a page. */
+	if (n && dedupfs_page_valid(pages[n - 1]) != dedupfs_valid_bytes(size, r->index + n - 1))
+		n--;
+	while (got > n)
+		put_page(pages[--got]);
 	return n;
 }
 
-static void unlock_pages(struct page **pages, unsigned int n)
+/*
+ * Let the caller of ->fault map or copy a page.  It wants it locked; with
+ * zap_sem held that is only tried, and the access comes back if it fails.
+ */
+static enum fault_source hand_over(struct vm_fault *vmf, struct page *page)
 {
-	unsigned int i;
-
-	for (i = 0; i < n; i++) {
-		unlock_page(pages[i]);
-		put_page(pages[i]);
+	if (!trylock_page(page)) {
+		put_page(page);
+		return FAULT_MAPPED;
 	}
+	vmf->page = page;
+	return FAULT_LOCKED;
+}
+
+static void put_pages(struct page **pages, unsigned int n)
+{
+	while (n)
+		put_page(pages[--n]);
 }
 
 /*
@@ -116,30 +89,23 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 {
 	struct vm_area_struct *vma = vmf->vma;
 	unsigned long addr = vmf->address & PAGE_MASK;
-	unsigned int slot = (addr >> PAGE_SHIFT) % FAULT_AROUND, before, after, n;
+	unsigned int slot = (addr >> PAGE_SHIFT) % FAULT_AROUND, before, n;
 	struct page *pages[FAULT_AROUND];
-	enum fault_source why = FAULT_MAPPED;
 	struct dedupfs_range around;
 	int err;
 
-	pages[0] = lock_pool_page(map, r, size, &why);
-	if (!pages[0])
-		return why;
+	n = get_pages(map, r, min((unsigned long)FAULT_AROUND - slot,
+				  (vma->vm_end - addr) >> PAGE_SHIFT), size, pages);
+	if (!n)
+		return FAULT_MISS;
+	dedupfs_count(map->pool, DEDUPFS_HITS, n);
 	if (pmd_none(*vmf->pmd) || pmd_trans_huge(*vmf->pmd)) {
 		/* Only finish_fault() knows how to make the page table here. */
-		vmf->page = pages[0];
-		dedupfs_count(map->pool, DEDUPFS_HITS, 1);
-		return FAULT_LOCKED;
+		put_pages(pages + 1, n - 1);
+		return hand_over(vmf, pages[0]);
 	}
-	after = min3((unsigned long)FAULT_AROUND - slot, (unsigned long)r->nr,
-		     (vma->vm_end - addr) >> PAGE_SHIFT);
-	around = *r;
-	around.index++;
-	around.block++;
-	n = 1 + (after > 1 ? lock_neighbours(map, &around, after - 1, size, pages + 1) : 0);
 	err = insert_pages(vma, addr, pages, n);
-	dedupfs_count(map->pool, DEDUPFS_HITS, n);
-	unlock_pages(pages, n);
+	put_pages(pages, n);
 	if (err)
 		return err == -ENOMEM ? FAULT_OOM : FAULT_LOWER;
 
@@ -148,12 +114,28 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 	if (before && dedupfs_map_lookup(map, r->index - before, &around) &&
 	    around.reason == DEDUPFS_POOLED && around.block + before == r->block) {
 		/* A hole may have been cut between the two since. */
-		n = lock_neighbours(map, &around, min_t(pgoff_t, before, around.nr), size, pages);
+		n = get_pages(map, &around, before, size, pages);
 		if (n)
 			insert_pages(vma, addr - ((unsigned long)before << PAGE_SHIFT), pages, n);
-		unlock_pages(pages, n);
+		put_pages(pages, n);
 	}
 	return FAULT_MAPPED;
+}
+
+/* Rule 7: the last page of a file is shared only where it ends alike. */
+static bool same_tail(struct dedupfs_pool *pool, const struct dedupfs_range *r, loff_t size)
+{
+	struct page *page;
+	bool filling, same;
+
+	if (r->index != (size - 1) >> PAGE_SHIFT)
+		return true;
+	page = dedupfs_pool_find(pool, r->block, &filling);
+	if (!page)
+		return true;
+	same = filling || dedupfs_page_valid(page) == dedupfs_valid_bytes(size, r->index);
+	put_page(page);
+	return same;
 }
 
 /* Map from the pool, or say why not.  On a write fault only vmf->page is set. */
@@ -163,6 +145,7 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 	struct dedupfs_map *map = smp_load_acquire(&di->map);
 	enum fault_source source;
 	struct dedupfs_range r;
+	struct page *page;
 	loff_t size;
 
 	if (dedupfs_is_plain(di))
@@ -176,12 +159,14 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 	if (!dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
 		goto out;
 	source = FAULT_LOWER;
-	if (r.reason != DEDUPFS_POOLED || !dedupfs_valid_bytes(size, vmf->pgoff))
+	if (r.reason != DEDUPFS_POOLED || !dedupfs_valid_bytes(size, vmf->pgoff) ||
+	    !same_tail(map->pool, &r, size))
 		goto out;
+	source = FAULT_MISS;
 	if (vmf->flags & FAULT_FLAG_WRITE) {
 		/* A private copy is made of it: do_cow_fault() copies and unlocks. */
-		source = FAULT_LOCKED;
-		vmf->page = lock_pool_page(map, &r, size, &source);
+		if (get_pages(map, &r, 1, size, &page))
+			source = hand_over(vmf, page);
 	} else {
 		source = map_around(vmf, map, &r, size);
 	}
@@ -257,14 +242,38 @@ static bool unstable_now(struct dedupfs_inode *di)
 	return dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->tracked));
 }
 
+/*
+ * A store into a shared range wants one page of the lower page cache, and not
+ * what readahead would bring around it.
+ */
+static void read_page_for_store(struct vm_fault *vmf, struct dedupfs_inode *di)
+{
+	struct address_space *mapping = vmf->vma->vm_file->f_mapping;
+	struct dedupfs_map *map = READ_ONCE(di->map);
+	struct dedupfs_range r;
+	struct folio *folio;
+
+	if (!map || !dedupfs_map_lookup(map, vmf->pgoff, &r) ||
+	    (r.reason != DEDUPFS_POOLED && r.reason != DEDUPFS_CHANGING) ||
+	    !dedupfs_valid_bytes(i_size_read(di->lower), vmf->pgoff) ||
+	    !filemap_invalidate_trylock_shared(mapping))
+		return;
+	folio = read_mapping_folio(mapping, vmf->pgoff, vmf->vma->vm_file);
+	if (!IS_ERR(folio))
+		folio_put(folio);
+	filemap_invalidate_unlock_shared(mapping);
+}
+
 static vm_fault_t pooled_fault(struct vm_fault *vmf)
 {
 	struct inode *inode = file_inode(vmf->vma->vm_file);
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	vm_fault_t ret;
 
-	if ((vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED))
+	if ((vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED)) {
+		read_page_for_store(vmf, di);
 		return filemap_fault(vmf);
+	}
 
 	switch (map_from_pool(vmf, inode)) {
 	case FAULT_MAPPED:
@@ -273,11 +282,8 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 		return VM_FAULT_LOCKED;
 	case FAULT_OOM:
 		return VM_FAULT_OOM;
-	case FAULT_AGAIN:
-		/* The access comes back here. */
-		cond_resched();
-		return VM_FAULT_NOPAGE;
 	case FAULT_LOWER:
+		read_page_for_store(vmf, di);
 		break;
 	case FAULT_MISS:
 		if (unstable_now(di))

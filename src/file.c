@@ -88,7 +88,7 @@ static int file_open(struct inode *inode, struct file *file)
 		/* Last: a foreign writer must never be taken for ours. */
 		atomic_inc(&di->map->writers);
 	}
-	file->f_mode |= FMODE_CAN_ODIRECT;
+	file->f_mode |= FMODE_CAN_ODIRECT | FMODE_NOWAIT;
 	if (i_size_read(inode) != i_size_read(di->lower))
 		dedupfs_copy_attr(inode);
 	if (file->f_mode & FMODE_READ)

@@ -15,8 +15,8 @@
  *	bits 1...	page frame number
  *
  * An entry is turned from FILLING into published, and is erased, under the
- * xa_lock.  A page is mapped only under its page lock, with its entry read
- * again under it; evict erases under the page lock, too.
+ * xa_lock.  Whoever takes a page takes a reference and reads the entry again;
+ * evict erases an entry only while it has the page's references frozen.
  */
 #define pr_fmt(fmt) "dedupfs: " fmt
 
@@ -157,19 +157,29 @@ static void page_gone(struct dedupfs_pool *pool, struct page *page)
 }
 
 /**
- * dedupfs_pool_erase - take a published page out of the pool
+ * dedupfs_pool_evict - take an unused page out of the pool
  * @pool:	pool
- * @page:	the caller holds a reference of its own and the page lock
+ * @page:	published, with a reference of the caller's, which is used up if
+ *		the page goes
  *
- * Return: true if it was in the pool until now.
+ * A page that anybody reads or maps has more references than the pool's and
+ * the caller's, and stays; once they are frozen, nobody finds it any more.
+ *
+ * Return: true if it was freed.
  */
-bool dedupfs_pool_erase(struct dedupfs_pool *pool, struct page *page)
+bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page)
 {
 	void *entry = entry_make(page, 0);
 
-	if (xa_cmpxchg(&pool->entries, page->index, entry, NULL, GFP_NOWAIT) != entry)
+	if (!page_ref_freeze(page, 2))
 		return false;
+	if (xa_cmpxchg(&pool->entries, page->index, entry, NULL, GFP_NOWAIT) != entry) {
+		page_ref_unfreeze(page, 2);
+		return false;
+	}
+	page_ref_unfreeze(page, 2);
 	page_gone(pool, page);
+	put_page(page);
 	return true;
 }
 
@@ -236,39 +246,96 @@ struct dedupfs_fill {
 	unsigned int nr;
 	unsigned int missing;
 	unsigned int published;
+	struct page *stock;
+	unsigned int stock_nr;
 	DECLARE_BITMAP(ready, DEDUPFS_FILL_MAX);
 	struct page *pages[DEDUPFS_FILL_MAX];
 	struct bio_vec bvec[DEDUPFS_FILL_MAX];
 };
 
-#define FILL_GFP (GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY | __GFP_RECLAIMABLE)
+#define FILL_GFP	(GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY | __GFP_RECLAIMABLE)
+#define FILL_ORDER	4
 
-/* Claim one block.  Return: 1 claimed, 0 somebody has it, -EBUSY: filling, -ENOMEM. */
-static int claim_block(struct dedupfs_fill *fill, unsigned int i, u64 block)
+/* Contiguous memory makes short lists for the disk; any memory will do. */
+static struct page *stock_page(struct dedupfs_fill *fill, unsigned int want)
 {
-	struct page *page;
-	void *entry;
-	int err;
+	unsigned int order = min_t(unsigned int, FILL_ORDER, ilog2(want));
 
-	entry = xa_load(&fill->pool->entries, block);
-	if (entry)
-		return entry_filling(entry) ? -EBUSY : 0;
-
-	page = alloc_page(FILL_GFP);
-	if (!page)
-		return -ENOMEM;
-	page->index = block;
-	__SetPageLocked(page);
-	err = xa_insert(&fill->pool->entries, block, entry_make(page, ENTRY_FILLING),
-			GFP_KERNEL | __GFP_NOWARN);
-	if (err) {
-		__ClearPageLocked(page);
-		put_page(page);
-		return err == -EBUSY ? 0 : err;
+	if (!fill->stock_nr) {
+		fill->stock = order ? alloc_pages(FILL_GFP & ~__GFP_DIRECT_RECLAIM, order) : NULL;
+		if (fill->stock) {
+			split_page(fill->stock, order);
+			fill->stock_nr = 1 << order;
+		} else {
+			fill->stock = alloc_page(FILL_GFP);
+			if (!fill->stock)
+				return NULL;
+			fill->stock_nr = 1;
+		}
 	}
-	fill->pages[i] = page;
-	fill->missing++;
-	return 1;
+	fill->stock_nr--;
+	return fill->stock++;
+}
+
+static void stock_free(struct dedupfs_fill *fill)
+{
+	while (fill->stock_nr) {
+		fill->stock_nr--;
+		put_page(fill->stock++);
+	}
+}
+
+/*
+ * Claim the missing ones of @nr blocks from @block on, for pages[i...).
+ * Return: how many blocks were gone through: fewer than @nr where somebody
+ * else is filling, or where memory ran out.
+ */
+static unsigned int claim_blocks(struct dedupfs_fill *fill, unsigned int i, u64 block,
+				 unsigned int nr)
+{
+	XA_STATE(xas, &fill->pool->entries, block);
+	struct page *page = NULL;
+	unsigned int k = 0;
+	void *entry;
+
+	while (k < nr) {
+		if (!page)
+			page = stock_page(fill, nr - k);
+		if (!page)
+			break;
+		xas_set(&xas, block + k);
+		xas_lock(&xas);
+		for (entry = xas_load(&xas); k < nr; entry = xas_next(&xas)) {
+			if (entry) {
+				if (entry_filling(entry)) {
+					nr = k;
+					break;
+				}
+				k++;
+				continue;
+			}
+			if (!page)
+				break;
+			page->index = block + k;
+			__SetPageLocked(page);
+			xas_store(&xas, entry_make(page, ENTRY_FILLING));
+			if (xas_error(&xas)) {
+				__ClearPageLocked(page);
+				break;
+			}
+			fill->pages[i + k++] = page;
+			fill->missing++;
+			/* Without the lock only when the stock is empty. */
+			page = fill->stock_nr ? stock_page(fill, nr) : NULL;
+		}
+		xas_unlock(&xas);
+		/* Also frees what the store did not need. */
+		if (!xas_nomem(&xas, GFP_KERNEL | __GFP_NOWARN) && xas_error(&xas))
+			break;
+	}
+	if (page)
+		put_page(page);
+	return k;
 }
 
 /**
@@ -289,8 +356,8 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 					unsigned int nr_ranges, pgoff_t index, pgoff_t nr)
 {
 	struct dedupfs_fill *fill;
-	pgoff_t i, end;
-	unsigned int k;
+	pgoff_t first, end;
+	unsigned int k, n;
 
 	fill = kvzalloc(sizeof(*fill), GFP_KERNEL);
 	if (!fill)
@@ -302,14 +369,17 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 	for (k = 0; k < nr_ranges; k++) {
 		if (r[k].reason != DEDUPFS_POOLED)
 			continue;
+		first = max(r[k].index, index);
 		end = min(r[k].index + r[k].nr, index + nr);
-		for (i = max(r[k].index, index); i < end; i++) {
-			if (claim_block(fill, i - index, r[k].block + (i - r[k].index)) < 0)
-				goto out;
-			fill->nr = i - index + 1;
-		}
+		if (first >= end)
+			continue;
+		n = claim_blocks(fill, first - index, r[k].block + (first - r[k].index),
+				 end - first);
+		fill->nr = first - index + n;
+		if (n < end - first)
+			break;
 	}
-out:
+	stock_free(fill);
 	return fill;
 }
 
@@ -380,16 +450,20 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 static ssize_t fill_run(struct dedupfs_fill *fill, struct file *file, unsigned int i,
 			unsigned int nr)
 {
+	struct bio_vec *bv = fill->bvec;
 	struct iov_iter iter;
 	struct kiocb kiocb;
 	unsigned int k;
 
 	for (k = 0; k < nr; k++) {
-		fill->bvec[k].bv_page = fill->pages[i + k];
-		fill->bvec[k].bv_offset = 0;
-		fill->bvec[k].bv_len = PAGE_SIZE;
+		if (k && page_to_pfn(fill->pages[i + k]) ==
+			 page_to_pfn(fill->pages[i + k - 1]) + 1) {
+			bv[-1].bv_len += PAGE_SIZE;
+			continue;
+		}
+		bvec_set_page(bv++, fill->pages[i + k], PAGE_SIZE, 0);
 	}
-	iov_iter_bvec(&iter, ITER_DEST, fill->bvec, nr, (size_t)nr << PAGE_SHIFT);
+	iov_iter_bvec(&iter, ITER_DEST, fill->bvec, bv - fill->bvec, (size_t)nr << PAGE_SHIFT);
 	init_sync_kiocb(&kiocb, file);
 	kiocb.ki_pos = (loff_t)(fill->index + i) << PAGE_SHIFT;
 	return file->f_op->read_iter(&kiocb, &iter);
@@ -501,10 +575,12 @@ bool dedupfs_fill_next_range(struct dedupfs_fill *fill, u64 *block, u64 *nr, uns
 void dedupfs_fill_publish(struct dedupfs_fill *fill)
 {
 	struct dedupfs_pool *pool = fill->pool;
+	XA_STATE(xas, &pool->entries, 0);
 	unsigned int i, n = 0;
 	struct page *page;
 
 	lockdep_assert_held_write(&pool->sem);
+	xas_lock(&xas);
 	for (i = 0; i < fill->nr; i++) {
 		page = fill->pages[i];
 		if (!page)
@@ -513,9 +589,20 @@ void dedupfs_fill_publish(struct dedupfs_fill *fill)
 		/* The pool's own reference; whoever detaches now may drop it at once. */
 		get_page(page);
 		/* No memory is needed to replace an entry. */
-		xa_store(&pool->entries, page->index, entry_make(page, 0), GFP_NOWAIT);
-		dedupfs_lru_add(pool, page);
+		if (n && page->index == xas.xa_index + 1)
+			xas_next(&xas);
+		else
+			xas_set(&xas, page->index);
+		xas_store(&xas, entry_make(page, 0));
 		n++;
+	}
+	xas_unlock(&xas);
+	/* Detach, the only one who drops pages now, waits for pool->sem. */
+	for (i = 0; i < fill->nr; i++) {
+		if (!fill->pages[i])
+			continue;
+		dedupfs_lru_add(pool, fill->pages[i]);
+		unlock_page(fill->pages[i]);
 	}
 	fill->published = n;
 	atomic_long_add(n, &pool->nr_pages);
@@ -523,7 +610,7 @@ void dedupfs_fill_publish(struct dedupfs_fill *fill)
 	dedupfs_count(pool, DEDUPFS_FILL_BYTES, (u64)n << PAGE_SHIFT);
 }
 
-/** dedupfs_fill_end - unlock what was published, give up what was not */
+/** dedupfs_fill_end - let go of what was published, give up what was not */
 void dedupfs_fill_end(struct dedupfs_fill *fill)
 {
 	unsigned int i;
@@ -531,12 +618,10 @@ void dedupfs_fill_end(struct dedupfs_fill *fill)
 	for (i = 0; i < fill->nr; i++) {
 		if (!fill->pages[i])
 			continue;
-		if (!fill->published) {
+		if (fill->published)
+			put_page(fill->pages[i]);
+		else
 			unclaim(fill, i);
-			continue;
-		}
-		unlock_page(fill->pages[i]);
-		put_page(fill->pages[i]);
 	}
 	kvfree(fill);
 }

@@ -47,6 +47,7 @@ void dedupfs_maps_destroy(struct dedupfs_pool *pool);
 void dedupfs_maps_reap(struct dedupfs_pool *pool);
 bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_range *r);
 void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
+void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index);
 void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower);
 void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
@@ -70,7 +71,7 @@ unsigned int dedupfs_pool_find_batch(struct dedupfs_pool *pool, u64 block, unsig
 				     struct page **pages);
 bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page);
 bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr);
-bool dedupfs_pool_erase(struct dedupfs_pool *pool, struct page *page);
+bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr);
 u64 dedupfs_pool_saved(struct dedupfs_pool *pool);
 

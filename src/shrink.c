@@ -9,8 +9,7 @@
  * it was last looked at goes active; a mapped page is zapped and gets another
  * round, in which a fault can bring it back; an unmapped, unused one is freed.
  *
- * Locks: page lock (try) -> pool->sem (read, try) -> i_mmap_rwsem;
- * node->lock is innermost.
+ * Locks: pool->sem (read, try) -> i_mmap_rwsem; node->lock is innermost.
  */
 #define pr_fmt(fmt) "dedupfs: " fmt
 
@@ -110,27 +109,24 @@ static unsigned int isolate(struct dedupfs_pool_node *node, struct page **pages)
 	return n;
 }
 
-/* Return: true if the page was freed. */
+/* Use up the caller's reference.  Return: true if the page was freed. */
 static bool evict(struct dedupfs_pool *pool, struct page *page)
 {
-	bool freed = false;
+	struct folio *folio = page_folio(page);
 
-	if (!trylock_page(page))
-		return false;
-	if (folio_test_clear_referenced(page_folio(page))) {
+	if (folio_test_clear_referenced(folio)) {
 		make_active(pool, page);
 	} else if (!page_mapped(page)) {
-		/* The pool's reference and ours: else somebody is reading it. */
-		if (page_count(page) == 2)
-			freed = dedupfs_pool_erase(pool, page);
+		if (dedupfs_pool_evict(pool, page))
+			return true;
 	} else if (down_read_trylock(&pool->sem)) {
 		dedupfs_zap_block(pool, page->index);
 		up_read(&pool->sem);
 		/* Zapping an accessed PTE marks the page; only a fault shall. */
-		folio_clear_referenced(page_folio(page));
+		folio_clear_referenced(folio);
 	}
-	unlock_page(page);
-	return freed;
+	put_page(page);
+	return false;
 }
 
 static unsigned long scan_node(struct dedupfs_pool *pool, struct dedupfs_pool_node *node,
@@ -146,7 +142,6 @@ static unsigned long scan_node(struct dedupfs_pool *pool, struct dedupfs_pool_no
 			break;
 		for (i = 0; i < n; i++) {
 			freed += evict(pool, pages[i]);
-			put_page(pages[i]);
 		}
 		scanned += n;
 	}

@@ -81,6 +81,7 @@ void dedupfs_change_begin(struct inode *inode, loff_t start, loff_t last)
 	atomic_inc(&map->changing);
 	/* Whoever attaches looks at it under attach_mutex. */
 	smp_mb__after_atomic();
+	dedupfs_note_change(map, start >> PAGE_SHIFT, last >> PAGE_SHIFT);
 	dedupfs_tell_other_pools(map->pool, map->lower);
 	dedupfs_track(map);
 	dedupfs_detach(map, start >> PAGE_SHIFT, last >> PAGE_SHIFT);

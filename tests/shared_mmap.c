@@ -173,6 +173,45 @@ TEST_F(file, two_processes_store)
 	check_views(_metadata, self, variant->shared);
 }
 
+/* One instruction that loads and stores: a load must not undo the store's page. */
+TEST_F(file, load_and_store_in_one_instruction)
+{
+	int i;
+
+	for (i = 0; i < 64; i++) {
+		asm volatile("xorb $0x55, %0" : "+m" (self->map[i * PAGE + 3]));
+		asm volatile("lock incb %0" : "+m" (self->map[i * PAGE + 4]));
+		self->want[i * PAGE + 3] ^= 0x55;
+		self->want[i * PAGE + 4]++;
+	}
+	check_views(_metadata, self, variant->shared);
+}
+
+/* Readers of the same pages do not keep a writer from its store. */
+TEST_F(file, stores_while_others_read)
+{
+	pid_t pid[2];
+	int i, k;
+
+	for (k = 0; k < 2; k++) {
+		pid[k] = fork();
+		if (!pid[k]) {
+			for (;;)
+				touch(self->other, LEN);
+		}
+	}
+	for (i = 0; i < 64; i++) {
+		self->map[i * PAGE + 5] = i;
+		self->want[i * PAGE + 5] = i;
+		sched_yield();
+	}
+	for (k = 0; k < 2; k++) {
+		kill(pid[k], SIGKILL);
+		waitpid(pid[k], NULL, 0);
+	}
+	check_views(_metadata, self, variant->shared);
+}
+
 /* mtime moves, at the latest with msync. */
 TEST_F(file, moves_the_times)
 {

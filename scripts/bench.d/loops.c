@@ -52,10 +52,15 @@ static const char *at(const char *dir, const char *name)
 	return path;
 }
 
-static const char *nth(const char *dir, const char *name, int i)
+/* Small files are used by their last name, so that no path is walked. */
+static char nth[NR_SMALL][8];
+
+static void enter(const char *dir, const char *name)
 {
-	snprintf(path, sizeof(path), "%s/%s/%04d", dir, name, i);
-	return path;
+	if (chdir(at(dir, name)))
+		err(1, "%s", path);
+	for (int i = 0; i < NR_SMALL; i++)
+		snprintf(nth[i], sizeof(nth[i]), "%04d", i);
 }
 
 /* --- time ------------------------------------------------------------------- */
@@ -161,24 +166,26 @@ static void clone_file(const char *from, const char *to)
 static void make_all(const char *dir)
 {
 	static const char *const dirs[] = { "small.origin", "small.shared", "small.unshared" };
-	int i;
+	int i, j;
 
 	make_file(at(dir, "big.unshared"), BIG);
 	make_file(at(dir, "big.origin"), BIG);
 	for (i = 0; i < 3; i++)
 		mkdir(at(dir, dirs[i]), 0755);
-	for (i = 0; i < NR_SMALL; i++) {
-		make_file(nth(dir, "small.origin", i), SMALL);
-		make_file(nth(dir, "small.unshared", i), SMALL);
+	for (i = 0; i < 3; i += 2) {
+		enter(dir, dirs[i]);
+		for (j = 0; j < NR_SMALL; j++)
+			make_file(nth[j], SMALL);
 	}
 	sync();
 	strcpy(path2, at(dir, "big.origin"));
 	clone_file(path2, at(dir, "big.shared"));
 	clone_file(path2, at(dir, "big.shared2"));
 	clone_file(path2, at(dir, "big.towrite"));
+	enter(dir, "small.shared");
 	for (i = 0; i < NR_SMALL; i++) {
-		strcpy(path2, nth(dir, "small.origin", i));
-		clone_file(path2, nth(dir, "small.shared", i));
+		snprintf(path2, sizeof(path2), "../small.origin/%s", nth[i]);
+		clone_file(path2, nth[i]);
 	}
 	sync();
 }
@@ -229,10 +236,10 @@ static void random_read(const char *dir, const char *kind, const char *name)
 	close(fd);
 }
 
-static void read_small_files(const char *dir, const char *name)
+static void read_small_files(void)
 {
 	for (int i = 0; i < NR_SMALL; i++) {
-		int fd = CHECK(open(nth(dir, name, i), O_RDONLY));
+		int fd = CHECK(open(nth[i], O_RDONLY));
 
 		CHECK(read(fd, buffer, PAGE));
 		close(fd);
@@ -241,10 +248,10 @@ static void read_small_files(const char *dir, const char *name)
 
 static void small_files(const char *dir, const char *kind, const char *name)
 {
-	read_small_files(dir, name);
-	read_small_files(dir, name);
-	result("small file open+read+close", kind, BEST(read_small_files(dir, name)),
-	       NR_SMALL, "file");
+	enter(dir, name);
+	read_small_files();
+	read_small_files();
+	result("small file open+read+close", kind, BEST(read_small_files()), NR_SMALL, "file");
 }
 
 static uint64_t map_and_touch(int fd)
@@ -370,15 +377,16 @@ static void names(const char *dir)
 	int i, fd;
 
 	CHECK(mkdir(at(dir, "names"), 0755));
+	enter(dir, "names");
 	start_idler();
 	t = now();
 	for (i = 0; i < NR_SMALL; i++)
-		close(CHECK(open(nth(dir, "names", i), O_WRONLY | O_CREAT | O_EXCL, 0644)));
+		close(CHECK(open(nth[i], O_WRONLY | O_CREAT | O_EXCL, 0644)));
 	result("create", "", now() - t, NR_SMALL, "file");
 	stop_idler();
 	result("stat", "", BEST(for (i = 0; i < NR_SMALL; i++)
-				CHECK(stat(nth(dir, "names", i), &st))), NR_SMALL, "file");
-	fd = CHECK(open(at(dir, "names"), O_RDONLY | O_DIRECTORY));
+				CHECK(stat(nth[i], &st))), NR_SMALL, "file");
+	fd = CHECK(open(".", O_RDONLY | O_DIRECTORY));
 	result("readdir", "", BEST(({
 			CHECK(lseek(fd, 0, SEEK_SET));
 			while (CHECK(syscall(SYS_getdents64, fd, buffer, 32768)) > 0)
@@ -388,9 +396,10 @@ static void names(const char *dir)
 	start_idler();
 	t = now();
 	for (i = 0; i < NR_SMALL; i++)
-		CHECK(unlink(nth(dir, "names", i)));
+		CHECK(unlink(nth[i]));
 	result("unlink", "", now() - t, NR_SMALL, "file");
 	stop_idler();
+	CHECK(chdir("/"));
 }
 
 static void run_all(const char *dir)
@@ -411,6 +420,7 @@ static void run_all(const char *dir)
 		small_files(dir, kind, small);
 		exec_program(dir, kind, root);
 	}
+	CHECK(chdir("/"));
 	cold_read(dir, "unshared", "big.unshared", 1);
 	cold_read(dir, "clone 1", "big.shared", 1);
 	cold_read(dir, "clone 2", "big.shared2", 0);
