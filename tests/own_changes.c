@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A change made through the mount is seen at once by everybody who uses the
+ * mount: through mappings made before, through another mount of the same
+ * directory, in another domain, and by inodes that were forgotten meanwhile.
+ */
+#include "common.h"
+
+#define SIZE	(1 * MiB)
+
+static char changed[PAGE];
+
+FIXTURE(clones) {
+	int page;
+};
+
+FIXTURE_SETUP(clones)
+{
+	make_file(low("a"), SIZE, 1);
+	make_clone(low("a"), low("b"));
+	sync();
+	drop_caches("3");
+	/* All of it is in the pool, and attached. */
+	ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
+	ASSERT_EQ(-1, check_file(up("a"), SIZE, 1));
+	fill(changed, PAGE, 2, 0);
+	self->page = 21;
+}
+
+FIXTURE_TEARDOWN(clones)
+{
+	unlink(low("a"));
+	unlink(low("b"));
+}
+
+static void store_page(const char *path, int flags, int page)
+{
+	int fd = open(path, flags);
+
+	if (fd < 0)
+		die("open %s", path);
+	write_all(fd, changed, PAGE, page * PAGE);
+	close(fd);
+}
+
+static bool read_is_changed(const char *path, int page)
+{
+	char buf[PAGE];
+	int fd = open(path, O_RDONLY);
+	bool is;
+
+	if (fd < 0 || pread(fd, buf, PAGE, page * PAGE) != PAGE)
+		die("read %s", path);
+	close(fd);
+	is = !memcmp(buf, changed, PAGE);
+	return is;
+}
+
+/* The neighbourhood that a fault maps must not bring back the old page. */
+TEST_F(clones, a_fault_beside_a_written_page)
+{
+	char *p = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
+	int i;
+
+	ASSERT_NE(MAP_FAILED, p);
+	/* A page table is there already, so that neighbours are mapped. */
+	touch(p + SIZE - PAGE, PAGE);
+	store_page(up("a"), O_WRONLY, self->page);
+	for (i = self->page + 4; i >= self->page - 4; i--)
+		touch(p + i * PAGE, 1);
+	EXPECT_EQ(0, memcmp(p + self->page * PAGE, changed, PAGE));
+	EXPECT_EQ(-1, mismatch(p + (self->page - 1) * PAGE, PAGE, 1, (self->page - 1) * PAGE));
+	munmap(p, SIZE);
+}
+
+static void second_mount(struct __test_metadata *_metadata, int page, const char *options)
+{
+	char at[] = "mnt.XXXXXX", other[PATH_MAX];
+	char *p;
+
+	ASSERT_NE(NULL, mkdtemp(at));
+	ASSERT_EQ(0, mount_on(lower_dir, at, options));
+	snprintf(other, sizeof(other), "%s/a", at);
+	p = map_file(up("a"), SIZE, PROT_READ, MAP_PRIVATE);
+	ASSERT_NE(MAP_FAILED, p);
+	/* What the first mount knows has a history of own changes. */
+	EXPECT_EQ(0, chmod(up("a"), 0600));
+	EXPECT_EQ(-1, check_file(up("a"), SIZE, 1));
+	EXPECT_EQ(-1, check_file(other, SIZE, 1));
+	touch(p, SIZE);
+
+	store_page(other, O_WRONLY, page);
+	EXPECT_TRUE(read_is_changed(up("a"), page));
+	EXPECT_TRUE(read_is_changed(other, page));
+	EXPECT_EQ(0, memcmp(p + page * PAGE, changed, PAGE));
+
+	/* And the other way round, with what is dirty by the other's hand. */
+	store_page(up("a"), O_WRONLY, page + 5);
+	EXPECT_TRUE(read_is_changed(other, page + 5));
+	EXPECT_TRUE(read_is_changed(up("a"), page + 5));
+	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
+	munmap(p, SIZE);
+	EXPECT_EQ(0, umount2(at, 0));
+	rmdir(at);
+}
+
+TEST_F(clones, through_a_second_mount)
+{
+	second_mount(_metadata, self->page, NULL);
+}
+
+TEST_F(clones, through_a_mount_of_another_domain)
+{
+	second_mount(_metadata, self->page, "domain=other");
+}
+
+/* The pool remembers a file whose inode the mount has forgotten. */
+TEST_F(clones, through_an_inode_that_is_new)
+{
+	ASSERT_EQ(0, mkdir(low("dir"), 0755));
+	ASSERT_EQ(0, rename(low("a"), low("dir/a")));
+	ASSERT_EQ(-1, check_file(up("dir/a"), SIZE, 1));
+	ASSERT_EQ(0, chmod(up("dir/a"), 0600));
+	ASSERT_EQ(-1, check_file(up("dir/a"), SIZE, 1));
+	/* Its dentry goes, and with it the inode; the file below is not touched. */
+	ASSERT_EQ(0, rename(low("dir"), low("moved")));
+	store_page(up("moved/a"), O_WRONLY, self->page);
+	EXPECT_TRUE(read_is_changed(up("moved/a"), self->page));
+	sync();
+	EXPECT_TRUE(read_is_changed(up("moved/a"), self->page));
+	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
+	rm_rf(low("moved"));
+}
+
+/* A store that loads first: the load must not bring back the pool's page. */
+TEST_F(clones, stores_that_load_first)
+{
+	char *p = map_file(up("a"), SIZE, PROT_READ | PROT_WRITE, MAP_SHARED);
+	int i;
+
+	ASSERT_NE(MAP_FAILED, p);
+	for (i = 0; i < 32; i++)
+		p[i * PAGE + 5] ^= 0xff;
+	EXPECT_EQ(0, msync(p, SIZE, MS_SYNC));
+	for (i = 0; i < 32; i++)
+		p[i * PAGE + 5] ^= 0xff;
+	EXPECT_EQ(0, msync(p, SIZE, MS_SYNC));
+	EXPECT_EQ(-1, check_file(low("a"), SIZE, 1));
+	EXPECT_EQ(-1, check_file(low("b"), SIZE, 1));
+	munmap(p, SIZE);
+}
+
+TEST_HARNESS_MAIN
