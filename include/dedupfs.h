@@ -329,6 +329,12 @@ static inline struct mnt_idmap *dedupfs_lower_idmap(const struct super_block *sb
 	return mnt_idmap(DEDUPFS_SB(sb)->lower.mnt);
 }
 
+/* NULL, or the map, whole: pairs with the store in dedupfs_map_get(). */
+static inline struct dedupfs_map *dedupfs_map_of(const struct dedupfs_inode *di)
+{
+	return smp_load_acquire(&di->map);
+}
+
 static inline u64 dedupfs_counter(const struct inode *lower)
 {
 	return inode_peek_iversion_raw(lower) >> I_VERSION_QUERIED_SHIFT;

@@ -214,13 +214,13 @@ bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_r
 	do {
 		found = false;
 		seq = read_seqcount_begin(&map->seq);
-		node = rcu_dereference_raw(map->extents.rb_node);
+		node = READ_ONCE(map->extents.rb_node);
 		while (node) {
 			ext = rb_entry(node, struct dedupfs_extent, file_node);
 			if (index < ext->index) {
-				node = rcu_dereference_raw(node->rb_left);
+				node = READ_ONCE(node->rb_left);
 			} else if (index >= ext->index + ext->nr) {
-				node = rcu_dereference_raw(node->rb_right);
+				node = READ_ONCE(node->rb_right);
 			} else {
 				skip = index - ext->index;
 				r->index = index;
@@ -248,7 +248,8 @@ static void extent_insert(struct dedupfs_map *map, struct dedupfs_extent *ext)
 		else
 			link = &parent->rb_right;
 	}
-	rb_link_node_rcu(&ext->file_node, parent, link);
+	/* Readers walk without the lock; map->seq orders what they see. */
+	rb_link_node(&ext->file_node, parent, link);
 	rb_insert_color(&ext->file_node, &map->extents);
 	map->nr_extents++;
 }
@@ -273,7 +274,11 @@ static void block_remove(struct dedupfs_pool *pool, struct dedupfs_extent *ext)
 static void extent_resize(struct dedupfs_map *map, struct dedupfs_extent *ext,
 			  pgoff_t index, pgoff_t nr)
 {
-	block_remove(map->pool, ext);
+	/* Where only the end moves, it keeps its place in the tree of blocks. */
+	bool same_start = nr && index == ext->index;
+
+	if (!same_start)
+		block_remove(map->pool, ext);
 	spin_lock(&map->lock);
 	write_seqcount_begin(&map->seq);
 	if (nr) {
@@ -287,10 +292,12 @@ static void extent_resize(struct dedupfs_map *map, struct dedupfs_extent *ext,
 	}
 	write_seqcount_end(&map->seq);
 	spin_unlock(&map->lock);
-	if (nr)
-		block_insert(map->pool, ext);
-	else
+	if (!nr)
 		kfree_rcu(ext, rcu);
+	else if (!same_start)
+		block_insert(map->pool, ext);
+	else if (ext->reason == DEDUPFS_POOLED)
+		attached_augment.propagate(&ext->block_node, NULL);
 }
 
 /* Return: the new extent, or NULL without memory (the range stays unknown). */
@@ -476,14 +483,14 @@ void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lowe
 void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 {
 	struct dedupfs_extent *ext;
-	pgoff_t pos = first, end, upto;
+	pgoff_t pos = first, end, to;
 
 	down_write(&map->pool->sem);
 	while ((ext = extent_at_or_after(map, pos)) && ext->index <= last) {
 		end = ext->index + ext->nr;
-		upto = min(end - 1, last);
+		to = min(end - 1, last);
 		if (ext->reason != DEDUPFS_POOLED)
-			detach(map, max(ext->index, first), &upto);
+			detach(map, max(ext->index, first), &to);
 		if (end > last)
 			break;
 		pos = end;
@@ -939,7 +946,7 @@ static int classify(const struct window *w, const struct dedupfs_phys *p)
 }
 
 static void push_range(struct dedupfs_range *r, unsigned int *n, pgoff_t index, pgoff_t end,
-		      u64 block, int reason)
+		       u64 block, int reason)
 {
 	struct dedupfs_range *prev = *n ? &r[*n - 1] : NULL;
 
@@ -989,8 +996,8 @@ static int resolve(struct window *w, pgoff_t nr, u32 flags, struct dedupfs_range
 		last = min(last, end);
 		push_range(r, &n, pos, min(first, end), 0, DEDUPFS_HOLE);
 		push_range(r, &n, first, last,
-			  (p->physical >> PAGE_SHIFT) + (first - (p->logical >> PAGE_SHIFT)),
-			  reason);
+			   (p->physical >> PAGE_SHIFT) + (first - (p->logical >> PAGE_SHIFT)),
+			   reason);
 		pos = max(pos, last);
 		last = min(DIV_ROUND_UP_ULL(p->logical + p->length, PAGE_SIZE), end);
 		push_range(r, &n, pos, last, 0, DEDUPFS_UNALIGNED);
@@ -1433,7 +1440,7 @@ static void drop_lower_copies(struct window *w, pgoff_t index, pgoff_t nr)
 			continue;
 		if (mapping_mapped(mapping))
 			unmap_mapping_pages(mapping, first, end - first, false);
-		invalidate_mapping_pages(mapping, first - min(first, (pgoff_t)DROP_BEFORE),
+		invalidate_mapping_pages(mapping, first - min_t(pgoff_t, first, DROP_BEFORE),
 					 end - 1);
 	}
 }

@@ -142,7 +142,7 @@ static bool same_tail(struct dedupfs_pool *pool, const struct dedupfs_range *r, 
 static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
-	struct dedupfs_map *map = smp_load_acquire(&di->map);
+	struct dedupfs_map *map = dedupfs_map_of(di);
 	enum fault_source source;
 	struct dedupfs_range r;
 	struct page *page;
@@ -302,7 +302,7 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(file_inode(vmf->vma->vm_file));
-	struct dedupfs_map *map = smp_load_acquire(&di->map);
+	struct dedupfs_map *map = dedupfs_map_of(di);
 	struct dedupfs_range r;
 
 	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
@@ -319,7 +319,8 @@ static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t 
  */
 static vm_fault_t lower_page_mkwrite(struct vm_fault *vmf, struct file *lower)
 {
-	const struct vm_operations_struct *ops = DEDUPFS_SB(file_inode(vmf->vma->vm_file)->i_sb)->lower_vm_ops;
+	struct dedupfs_sb *sbi = DEDUPFS_SB(file_inode(vmf->vma->vm_file)->i_sb);
+	const struct vm_operations_struct *ops = sbi->lower_vm_ops;
 	struct vm_area_struct vma = *vmf->vma;
 	struct vm_fault fault = {
 		.vma		= &vma,

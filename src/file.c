@@ -30,6 +30,7 @@
  */
 struct file *dedupfs_lower_file(struct file *file)
 {
+	/* Pairs with cmpxchg() below. */
 	struct file *lower = smp_load_acquire(&file->private_data), *old;
 	struct path path;
 

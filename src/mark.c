@@ -35,7 +35,6 @@ struct dedupfs_mark {
 
 static struct fsnotify_group *group;
 
-
 static int handle_event(struct fsnotify_mark *fsn, u32 mask, struct inode *inode,
 			struct inode *dir, const struct qstr *name, u32 cookie)
 {
@@ -80,6 +79,7 @@ static bool mark_add(struct dedupfs_map *map)
 		/* -EEXIST: another of our operations was faster. */
 		return READ_ONCE(map->mark);
 	}
+	/* Pairs with READ_ONCE() above: seen whole. */
 	smp_store_release(&map->mark, mark);
 	return true;
 }

@@ -300,8 +300,7 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 	ssize_t ret;
 	int err;
 
-	/* Pairs with smp_store_release() in dedupfs_map_get(). */
-	map = smp_load_acquire(&di->map);
+	map = dedupfs_map_of(di);
 	size = i_size_read(di->lower);
 	if (map && dedupfs_map_valid(map) && dedupfs_map_lookup(map, index, &r)) {
 		if (r.reason != DEDUPFS_POOLED)

@@ -140,9 +140,8 @@ static unsigned long scan_node(struct dedupfs_pool *pool, struct dedupfs_pool_no
 		n = isolate(node, pages);
 		if (!n)
 			break;
-		for (i = 0; i < n; i++) {
+		for (i = 0; i < n; i++)
 			freed += evict(pool, pages[i]);
-		}
 		scanned += n;
 	}
 	dedupfs_count(pool, DEDUPFS_EVICTIONS, freed);

@@ -35,7 +35,7 @@ void dedupfs_touch_begin(struct inode *inode)
 
 	if (!S_ISREG(inode->i_mode))
 		return;
-	map = smp_load_acquire(&di->map);
+	map = dedupfs_map_of(di);
 	if (map)
 		dedupfs_track(map);
 }
@@ -96,6 +96,7 @@ void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last)
 		return;
 	/* Another pool may have begun to track since. */
 	dedupfs_tell_other_pools(map->pool, map->lower);
+	/* What was changed comes before the word that it is over. */
 	smp_mb__before_atomic();
 	atomic_inc(&map->change_seq);
 	atomic_dec(&map->changing);

@@ -83,7 +83,6 @@ row('  of it, pages of files', lambda s: '%.1f MiB' % s['program_pss_file_mib'])
 row('all files of all clones read the same', lambda s: yes(same))
 row('4 KiB written in one clone: it sees the change', lambda s: yes(s['change_seen_by_writer']))
 row('  others that see it (of %d)' % (n - 1), lambda s: '%d' % s['change_seen_by_others'])
-row('  pages of RAM that this cost, with metadata', lambda s: '%d' % s['change_pages_more'])
 row('  pages of the file no longer shared',
     lambda s: '-' if s['change_pages_apart'] is None else '%d' % s['change_pages_apart'])
 row('  the whole clone agrees with the disk', lambda s: yes(s['changed_clone_same_as_below']))
