@@ -509,6 +509,30 @@ static void kill(struct dedupfs_map *map, struct zap_list *list)
 }
 
 /**
+ * dedupfs_drop_stale - a map was found not to be valid any more
+ * @map:	map
+ *
+ * After a foreign change nothing that it says is used again, and what is
+ * mapped is unmapped, now and not when the file is stable.  After changes of
+ * ours it is left alone: it may be carried over.
+ *
+ * Context: may sleep; may be a fault (without zap_sem).
+ */
+void dedupfs_drop_stale(struct dedupfs_map *map)
+{
+	struct zap_list zaps = {};
+
+	if (!READ_ONCE(map->nr_extents) ||
+	    (dedupfs_only_ours(map) && !dedupfs_foreign_mapping(map)))
+		return;
+	down_write(&map->pool->sem);
+	if (!dedupfs_map_valid(map))
+		kill(map, &zaps);
+	up_write(&map->pool->sem);
+	zap_all(&zaps);
+}
+
+/**
  * dedupfs_covered - does an attached extent cover a block?
  * @pool:	pool
  * @block:	physical block, in pages
@@ -1571,6 +1595,15 @@ unresolved:
 	return DEDUPFS_UNRESOLVED;
 }
 
+/** dedupfs_unstable_for - no use in trying to resolve for some time, in jiffies */
+void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time)
+{
+	struct dedupfs_map *map = dedupfs_map_of(di);
+
+	if (map)
+		WRITE_ONCE(map->unstable_until, jiffies + time);
+}
+
 #define UNSTABLE_TIME	max(1, HZ / 20)
 
 static int populate_once(struct window *w, pgoff_t index, pgoff_t nr)
@@ -1587,7 +1620,7 @@ static int populate_once(struct window *w, pgoff_t index, pgoff_t nr)
 		return DEDUPFS_CHANGING;
 	err = baseline(w->map);
 	if (err > 0)
-		WRITE_ONCE(w->map->unstable_until, jiffies + UNSTABLE_TIME);
+		dedupfs_unstable_for(di, UNSTABLE_TIME);
 	if (err)
 		return err;
 	if (down_read_killable(&w->map->fill_sem))

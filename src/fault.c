@@ -31,20 +31,20 @@ enum fault_source { FAULT_MAPPED, FAULT_LOCKED, FAULT_LOWER, FAULT_MISS, FAULT_O
 /*
  * The published pages of a range, from its first block on, with a reference
  * each, which keeps evict from freeing them.  The map is asked once more when
- * they are held: what it says then is what they are.
+ * they are held: what it says then is what they are.  A page that was filled
+ * as the end of another file is none of this one's (rule 7): @tail then.
  */
 static unsigned int get_pages(struct dedupfs_map *map, const struct dedupfs_range *r,
-			      unsigned int nr, loff_t size, struct page **pages)
+			      unsigned int nr, loff_t size, struct page **pages, bool *tail)
 {
-	unsigned int n, got;
+	unsigned int n = 0, got;
 
 	got = dedupfs_pool_find_batch(map->pool, r->block, min_t(pgoff_t, nr, r->nr), pages);
-	n = got;
+	while (n < got && dedupfs_page_valid(pages[n]) == dedupfs_valid_bytes(size, r->index + n))
+		n++;
+	*tail = got && !n;
 	if (n && !dedupfs_still_attached(map, r, n))
 		n = 0;
-	/* Only the last page of a file can hold less than a page. */
-	if (n && dedupfs_page_valid(pages[n - 1]) != dedupfs_valid_bytes(size, r->index + n - 1))
-		n--;
 	while (got > n)
 		put_page(pages[--got]);
 	return n;
@@ -92,12 +92,13 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 	unsigned int slot = (addr >> PAGE_SHIFT) % FAULT_AROUND, before, n;
 	struct page *pages[FAULT_AROUND];
 	struct dedupfs_range around;
+	bool tail;
 	int err;
 
 	n = get_pages(map, r, min((unsigned long)FAULT_AROUND - slot,
-				  (vma->vm_end - addr) >> PAGE_SHIFT), size, pages);
+				  (vma->vm_end - addr) >> PAGE_SHIFT), size, pages, &tail);
 	if (!n)
-		return FAULT_MISS;
+		return tail ? FAULT_LOWER : FAULT_MISS;
 	dedupfs_count(map->pool, DEDUPFS_HITS, n);
 	if (pmd_none(*vmf->pmd) || pmd_trans_huge(*vmf->pmd)) {
 		/* Only finish_fault() knows how to make the page table here. */
@@ -114,28 +115,12 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 	if (before && dedupfs_map_lookup(map, r->index - before, &around) &&
 	    around.reason == DEDUPFS_POOLED && around.block + before == r->block) {
 		/* A hole may have been cut between the two since. */
-		n = get_pages(map, &around, before, size, pages);
+		n = get_pages(map, &around, before, size, pages, &tail);
 		if (n)
 			insert_pages(vma, addr - ((unsigned long)before << PAGE_SHIFT), pages, n);
 		put_pages(pages, n);
 	}
 	return FAULT_MAPPED;
-}
-
-/* Rule 7: the last page of a file is shared only where it ends alike. */
-static bool same_tail(struct dedupfs_pool *pool, const struct dedupfs_range *r, loff_t size)
-{
-	struct page *page;
-	bool filling, same;
-
-	if (r->index != (size - 1) >> PAGE_SHIFT)
-		return true;
-	page = dedupfs_pool_find(pool, r->block, &filling);
-	if (!page)
-		return true;
-	same = filling || dedupfs_page_valid(page) == dedupfs_valid_bytes(size, r->index);
-	put_page(page);
-	return same;
 }
 
 /* Map from the pool, or say why not.  On a write fault only vmf->page is set. */
@@ -147,6 +132,7 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 	struct dedupfs_range r;
 	struct page *page;
 	loff_t size;
+	bool tail;
 
 	if (dedupfs_is_plain(di))
 		return FAULT_LOWER;
@@ -159,14 +145,15 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 	if (!dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
 		goto out;
 	source = FAULT_LOWER;
-	if (r.reason != DEDUPFS_POOLED || !dedupfs_valid_bytes(size, vmf->pgoff) ||
-	    !same_tail(map->pool, &r, size))
+	if (r.reason != DEDUPFS_POOLED || !dedupfs_valid_bytes(size, vmf->pgoff))
 		goto out;
 	source = FAULT_MISS;
 	if (vmf->flags & FAULT_FLAG_WRITE) {
 		/* A private copy is made of it: do_cow_fault() copies and unlocks. */
-		if (get_pages(map, &r, 1, size, &page))
+		if (get_pages(map, &r, 1, size, &page, &tail))
 			source = hand_over(vmf, page);
+		else if (tail)
+			source = FAULT_LOWER;
 	} else {
 		source = map_around(vmf, map, &r, size);
 	}
@@ -181,8 +168,7 @@ out:
  */
 static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
 {
-	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY) || (vmf->flags & FAULT_FLAG_RETRY_NOWAIT) ||
-	    (vmf->flags & FAULT_FLAG_TRIED))
+	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY) || (vmf->flags & FAULT_FLAG_RETRY_NOWAIT))
 		return false;
 	if (READ_ONCE(di->fault_index) != vmf->pgoff ||
 	    time_after(jiffies, READ_ONCE(di->fault_time) + 2 * FAULT_WAIT)) {
@@ -226,7 +212,9 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	/* The VMA may go as soon as its lock is dropped. */
 	file = get_file(vmf->vma->vm_file);
 	release_fault_lock(vmf);
-	wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT);
+	if (!wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT))
+		/* Perhaps this very task holds what the worker waits for. */
+		dedupfs_unstable_for(DEDUPFS_I(inode), FAULT_WAIT);
 	dedupfs_wait_put(wait);
 	fput(file);
 	return VM_FAULT_RETRY | VM_FAULT_MAJOR;
@@ -286,6 +274,8 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 		read_page_for_store(vmf, di);
 		break;
 	case FAULT_MISS:
+		if (di->map && !dedupfs_map_valid(di->map))
+			dedupfs_drop_stale(di->map);
 		if (unstable_now(di))
 			break;
 		if (may_wait(vmf, di)) {

@@ -53,6 +53,8 @@ void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lowe
 void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 void dedupfs_decide(struct inode *inode);
 int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr);
+void dedupfs_drop_stale(struct dedupfs_map *map);
+void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time);
 bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next);
 void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block);
 bool dedupfs_lower_dirty(struct inode *lower);

@@ -41,12 +41,44 @@ static void wait_put(struct dedupfs_wait *wait)
 		kfree(wait);
 }
 
+/* Wait for whoever fills a block.  Return: 0, or -EINTR. */
+static int wait_for_fill(struct dedupfs_pool *pool, u64 block)
+{
+	struct page *page;
+	bool filling;
+	int err = 0;
+
+	page = dedupfs_pool_find(pool, block, &filling);
+	if (!page)
+		return 0;
+	if (filling) {
+		err = folio_lock_killable(page_folio(page));
+		if (!err)
+			unlock_page(page);
+	}
+	put_page(page);
+	return err;
+}
+
+/* A fault waits for this window: what others are filling of it counts, too. */
+static void wait_for_others(struct inode *inode, pgoff_t index, pgoff_t nr)
+{
+	struct dedupfs_map *map = dedupfs_map_of(DEDUPFS_I(inode));
+	struct dedupfs_range r;
+	pgoff_t i;
+
+	for (i = index; map && i < index + min_t(pgoff_t, nr, DEDUPFS_BATCH); i++)
+		if (dedupfs_map_lookup(map, i, &r) && r.reason == DEDUPFS_POOLED)
+			wait_for_fill(map->pool, r.block);
+}
+
 static void fill_work_fn(struct work_struct *work)
 {
 	struct fill_work *fw = container_of(work, struct fill_work, work);
 
 	dedupfs_populate(fw->inode, fw->index, fw->nr);
 	if (fw->wait) {
+		wait_for_others(fw->inode, fw->index, fw->nr);
 		complete_all(&fw->wait->done);
 		wait_put(fw->wait);
 	}
@@ -187,25 +219,6 @@ static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index,
 	return 0;
 }
 
-/* Wait for whoever fills a block.  Return: 0, or -EINTR. */
-static int wait_for_fill(struct dedupfs_pool *pool, u64 block)
-{
-	struct page *page;
-	bool filling;
-	int err = 0;
-
-	page = dedupfs_pool_find(pool, block, &filling);
-	if (!page)
-		return 0;
-	if (filling) {
-		err = folio_lock_killable(page_folio(page));
-		if (!err)
-			unlock_page(page);
-	}
-	put_page(page);
-	return err;
-}
-
 /*
  * Copy from the pool, at most to the end of the extent.
  * Return: bytes; 0 if the first page is not there; -EFAULT.
@@ -319,6 +332,8 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 	}
 	if (iocb->ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
+	if (map && !dedupfs_map_valid(map))
+		dedupfs_drop_stale(map);
 	if (again)
 		return read_lower(iocb, iter, bytes_to(pos, index, tried->until - index), pool,
 				  tried->reason);

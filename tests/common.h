@@ -251,11 +251,6 @@ __maybe_unused static long vmstat(const char *field)
 	return strtol(p + strlen(key), NULL, 10);
 }
 
-/* Bytes of RAM that hold file data: the pool and all page caches. */
-__maybe_unused static long cache_bytes(void)
-{
-	return meminfo("Cached") + pool("pages") * (long)PAGE;
-}
 
 /* Bytes read from the lower filesystem's disk so far. */
 __maybe_unused static long disk_read_bytes(void)
@@ -587,6 +582,30 @@ __maybe_unused static long cached_pages(const char *lower_path, size_t size)
 	munmap(p, size);
 	free(vec);
 	return n;
+}
+
+/* --- what the files of this program take in RAM --------------------------- */
+
+static long cached_sum;
+
+static int add_cached(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	(void)ftw;
+	if (type == FTW_F && S_ISREG(st->st_mode) && st->st_size)
+		cached_sum += cached_pages(path, st->st_size);
+	return 0;
+}
+
+/*
+ * Bytes of RAM that hold file data: pages of the pool, and those of the lower
+ * page cache that belong to files of this program's directory.  (Cached in
+ * /proc/meminfo moves with every program that runs, and with btrfs metadata.)
+ */
+__maybe_unused static long cache_bytes(void)
+{
+	cached_sum = 0;
+	nftw(lower_dir, add_cached, 16, FTW_PHYS);
+	return (cached_sum + pool("pages")) * (long)PAGE;
 }
 
 /* --- another mount of our own --------------------------------------------- */

@@ -196,9 +196,10 @@ static void do_fallocate(struct file *f, size_t off, size_t len)
 	static const int modes[] = {
 		0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 		FALLOC_FL_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
-		FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE, FALLOC_FL_UNSHARE_RANGE,
+		FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE,
 	};
-	int mode = modes[rnd(8)], fd;
+	/* Not UNSHARE_RANGE: XFS of 6.1 itself loses data by it (same seed, no dedupfs). */
+	int mode = modes[rnd(7)], fd;
 	const char *path;
 
 	if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)) {
@@ -207,8 +208,6 @@ static void do_fallocate(struct file *f, size_t off, size_t len)
 		if (off + len >= f->size || ((mode & FALLOC_FL_INSERT_RANGE) && f->size + len > MAX))
 			return;
 	}
-	if (mode & FALLOC_FL_UNSHARE_RANGE && off + len > f->size)
-		return;
 	path = side(f);
 	note("fallocate %#x %s %#zx+%#zx", mode, path, off, len);
 	fd = open(path, O_RDWR);
