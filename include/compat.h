@@ -28,6 +28,7 @@
 #include <linux/iversion.h>
 #include <linux/list_lru.h>
 #include <linux/mm.h>
+#include <linux/version.h>
 #include <linux/mount.h>
 #include <linux/namei.h>
 #include <linux/pagemap.h>
@@ -420,5 +421,25 @@ static inline void shrinker_free(struct dedupfs_shrinker *s)
 
 #define shrinker	dedupfs_shrinker
 #endif
+
+/*
+ * Before 6.5 vm_insert_pages() takes what it finds in a PMD for a page table.
+ * Where none is there yet, another thread may put a huge page of the lower
+ * page cache in its place meanwhile, if the VMA suits it.
+ */
+static inline bool dedupfs_pmd_can_turn_huge(struct vm_area_struct *vma, unsigned long addr)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
+	unsigned long haddr = addr & HPAGE_PMD_MASK;
+
+	return IS_ALIGNED((vma->vm_start >> PAGE_SHIFT) - vma->vm_pgoff, HPAGE_PMD_NR) &&
+	       haddr >= vma->vm_start && haddr + HPAGE_PMD_SIZE <= vma->vm_end;
+#else
+	return false;
+#endif
+}
+
+/* Before 6.8 overlayfs opens its upper files without events for marks. */
+#define DEDUPFS_OVERLAY_WRITES_UNSEEN	(LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0))
 
 #endif /* DEDUPFS_COMPAT_H */

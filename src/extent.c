@@ -124,18 +124,20 @@ out:
 }
 
 /* Ranges of files to zap once pool->sem is free: no more than fit on a stack. */
+#define ZAP_LIST_MAX	16
+
 struct zap_list {
 	unsigned int nr;
 	struct {
 		struct dedupfs_map *map;
 		pgoff_t first;
 		pgoff_t last;
-	} zap[16];
+	} zap[ZAP_LIST_MAX + 1];	/* one for an error path */
 };
 
 static bool zap_list_full(const struct zap_list *list)
 {
-	return list->nr == ARRAY_SIZE(list->zap);
+	return list->nr >= ZAP_LIST_MAX;
 }
 
 /* The caller raised map->zaps before it detached: a change waits for no less. */
@@ -1541,6 +1543,37 @@ static bool clip_to_settled(struct window *w)
 	return ok;
 }
 
+/*
+ * Does anybody hold pages of the window whom neither mappings nor the lower
+ * filesystem account for?  A direct read into a writable mapping stores into a
+ * page that was cleaned meanwhile, and moves no counter.
+ */
+static bool held_below(struct window *w)
+{
+	struct address_space *mapping = w->di->lower->i_mapping;
+	pgoff_t index = w->index, end = w->index + w->nr;
+	struct folio *folio;
+	bool held = false;
+	int known;
+
+	if (!mapping_writably_mapped(mapping) || !mapping->nrpages)
+		return false;
+	/* References of mappings are not to be counted. */
+	unmap_mapping_pages(mapping, index, end - index, false);
+	for (; index < end && !held; index++) {
+		folio = filemap_get_folio(mapping, index);
+		if (IS_ERR(folio))
+			continue;
+		/* The page cache's, the filesystem's, ours, and on the way to the LRU. */
+		known = folio_nr_pages(folio) + folio_test_private(folio) + 1 +
+			!folio_test_lru(folio);
+		held = folio_maybe_dma_pinned(folio) || folio_ref_count(folio) > known;
+		index = folio->index + folio_nr_pages(folio) - 1;
+		folio_put(folio);
+	}
+	return held;
+}
+
 /* Rule 4, and rule 6's bracket: one try.  fill_sem is held (read). */
 static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 {
@@ -1571,12 +1604,18 @@ static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 		n = -ENOMEM;
 		goto unresolved;
 	}
+	/*
+	 * It waits for i_rwsem: whoever changed the file while pages were
+	 * copied from the lower page cache has moved the counter by now.
+	 */
 	n = resolve(w, w->nr, 0, w->again, &got);
 	if (n < 0)
 		goto unresolved;
 	w->nr_again = n;
 	err = -ESTALE;
-	if (got == w->nr && same_ranges(w)) {
+	if (held_below(w)) {
+		err = DEDUPFS_UNSTABLE;
+	} else if (got == w->nr && same_ranges(w)) {
 		do {
 			err = attach(w, fill);
 		} while (err == -ENOSPC);

@@ -51,8 +51,9 @@ static unsigned int get_pages(struct dedupfs_map *map, const struct dedupfs_rang
 }
 
 /*
- * Let the caller of ->fault map or copy a page.  It wants it locked; with
- * zap_sem held that is only tried, and the access comes back if it fails.
+ * Let the caller of ->fault copy a page.  (To map one it would be too late,
+ * without zap_sem.)  It wants it locked; with zap_sem held that is only tried,
+ * and the access comes back if it fails.
  */
 static enum fault_source hand_over(struct vm_fault *vmf, struct page *page)
 {
@@ -95,16 +96,15 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 	bool tail;
 	int err;
 
+	/* A page table must be made with care: the lower page cache brings one. */
+	if (pmd_trans_huge(*vmf->pmd) ||
+	    (pmd_none(*vmf->pmd) && dedupfs_pmd_can_turn_huge(vma, addr)))
+		return FAULT_LOWER;
 	n = get_pages(map, r, min((unsigned long)FAULT_AROUND - slot,
 				  (vma->vm_end - addr) >> PAGE_SHIFT), size, pages, &tail);
 	if (!n)
 		return tail ? FAULT_LOWER : FAULT_MISS;
 	dedupfs_count(map->pool, DEDUPFS_HITS, n);
-	if (pmd_none(*vmf->pmd) || pmd_trans_huge(*vmf->pmd)) {
-		/* Only finish_fault() knows how to make the page table here. */
-		put_pages(pages + 1, n - 1);
-		return hand_over(vmf, pages[0]);
-	}
 	err = insert_pages(vma, addr, pages, n);
 	put_pages(pages, n);
 	if (err)
@@ -241,7 +241,8 @@ static void read_page_for_store(struct vm_fault *vmf, struct dedupfs_inode *di)
 	struct dedupfs_range r;
 	struct folio *folio;
 
-	if (!map || !dedupfs_map_lookup(map, vmf->pgoff, &r) ||
+	if ((vmf->flags & FAULT_FLAG_RETRY_NOWAIT) || !map ||
+	    !dedupfs_map_lookup(map, vmf->pgoff, &r) ||
 	    (r.reason != DEDUPFS_POOLED && r.reason != DEDUPFS_CHANGING) ||
 	    !dedupfs_valid_bytes(i_size_read(di->lower), vmf->pgoff) ||
 	    !filemap_invalidate_trylock_shared(mapping))

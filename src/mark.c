@@ -120,11 +120,14 @@ static bool under_overlay(struct inode *lower)
 
 	if (!dentry)
 		return true;
+	/* Another of its names may lie there. */
+	found = DEDUPFS_OVERLAY_WRITES_UNSEEN && lower->i_nlink > 1;
 	rcu_read_lock();
-	for (d = dentry; !found && !IS_ROOT(d); d = READ_ONCE(d->d_parent)) {
+	for (d = dentry; !found && d != lower->i_sb->s_root; d = READ_ONCE(d->d_parent)) {
 		struct inode *inode = d_inode_rcu(d);
 
-		found = !inode || (READ_ONCE(inode->i_state) & I_OVL_INUSE);
+		/* A name whose path is not known tells nothing. */
+		found = IS_ROOT(d) || !inode || (READ_ONCE(inode->i_state) & I_OVL_INUSE);
 	}
 	rcu_read_unlock();
 	dput(dentry);

@@ -171,13 +171,15 @@ bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page)
 {
 	void *entry = entry_make(page, 0);
 
-	if (!page_ref_freeze(page, 2))
-		return false;
-	if (xa_cmpxchg(&pool->entries, page->index, entry, NULL, GFP_NOWAIT) != entry) {
-		page_ref_unfreeze(page, 2);
+	/* While the entry stands and is locked, the pool's reference stays. */
+	xa_lock(&pool->entries);
+	if (xa_load(&pool->entries, page->index) != entry || !page_ref_freeze(page, 2)) {
+		xa_unlock(&pool->entries);
 		return false;
 	}
+	__xa_erase(&pool->entries, page->index);
 	page_ref_unfreeze(page, 2);
+	xa_unlock(&pool->entries);
 	page_gone(pool, page);
 	put_page(page);
 	return true;

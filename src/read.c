@@ -230,8 +230,8 @@ static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedup
 	size_t offset = offset_in_page(iocb->ki_pos), done = 0;
 	struct page *pages[DEDUPFS_BATCH];
 	pgoff_t index = r->index;
+	bool stop = false, fault = false;
 	unsigned int n, i, want;
-	bool stop = false;
 
 	want = min_t(u64, DIV_ROUND_UP(offset + iov_iter_count(iter), PAGE_SIZE),
 		     min_t(u64, r->nr, DEDUPFS_BATCH));
@@ -254,15 +254,13 @@ static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedup
 		put_page(pages[i]);
 		done += copied;
 		offset = 0;
-		if (copied < bytes) {
-			if (!done)
-				return -EFAULT;
-			stop = true;
-		}
+		/* The rest of the references are to be dropped all the same. */
+		if (copied < bytes)
+			stop = fault = true;
 	}
 	if (n)
 		dedupfs_count(pool, DEDUPFS_HITS, n);
-	return done;
+	return done ?: (fault ? -EFAULT : 0);
 }
 
 /* Read at most @bytes from the lower page cache. */

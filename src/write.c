@@ -321,16 +321,21 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 		if (!aio)
 			return -ENOMEM;
 	}
+	if (!(iocb->ki_flags & IOCB_NOWAIT)) {
+		file_start_write(lower);
+	} else if (!file_start_write_trylock(lower)) {
+		kfree(aio);
+		return -EAGAIN;
+	}
 	write_range(iocb, iter, &start, &last);
 	dedupfs_change_begin(inode, start, last);
-	file_start_write(lower);
 	if (aio)
 		return submit_aio(aio, iocb, iter, lower, true, start, last);
 	lower_kiocb(&kiocb, iocb, lower);
 	ret = lower->f_op->write_iter(&kiocb, iter);
 	iocb->ki_pos = kiocb.ki_pos;
-	file_end_write(lower);
 	dedupfs_change_end(inode, start, last);
+	file_end_write(lower);
 	dedupfs_copy_attr(inode);
 	return ret;
 }

@@ -150,4 +150,20 @@ TEST_F(clones, stores_that_load_first)
 	munmap(p, SIZE);
 }
 
+/* A read that fails halfway holds on to nothing. */
+TEST_F(clones, reads_into_bad_memory)
+{
+	int fd = open(up("a"), O_RDONLY), i;
+
+	ASSERT_LE(0, fd);
+	for (i = 0; i < 32; i++)
+		EXPECT_EQ(-1, pread(fd, (void *)PAGE, 64 * KiB, i * 32 * KiB));
+	EXPECT_EQ(EFAULT, errno);
+	close(fd);
+	for (i = 0; i < 20 && pool("pages"); i++)
+		drop_caches("2");
+	EXPECT_EQ(0, pool("pages"));
+	EXPECT_EQ(-1, check_file(up("a"), SIZE, 1));
+}
+
 TEST_HARNESS_MAIN
