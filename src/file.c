@@ -21,6 +21,19 @@
 
 #define OPEN_ONLY_FLAGS	(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC)
 
+/*
+ * By the name that was opened.  Before 6.8 an overlayfs above opens our files
+ * under its own path: then any name of the lower inode will do.
+ */
+static struct dentry *lower_dentry_of(struct file *file)
+{
+	struct inode *inode = file_inode(file);
+
+	if (likely(file->f_path.dentry->d_sb == inode->i_sb))
+		return dget(dedupfs_lower_dentry(file->f_path.dentry));
+	return d_find_any_alias(dedupfs_lower(inode));
+}
+
 /**
  * dedupfs_lower_file - the lower file of an open upper one
  * @file:	upper file
@@ -36,9 +49,13 @@ struct file *dedupfs_lower_file(struct file *file)
 
 	if (lower)
 		return lower;
-	dedupfs_lower_path(file->f_path.dentry, &path);
+	path.mnt = DEDUPFS_SB(file_inode(file)->i_sb)->lower.mnt;
+	path.dentry = lower_dentry_of(file);
+	if (!path.dentry)
+		return ERR_PTR(-ESTALE);
 	lower = dentry_open(&path, (file->f_flags & ~OPEN_ONLY_FLAGS) | O_NOATIME |
 			    (__force int)FMODE_NONOTIFY, file->f_cred);
+	dput(path.dentry);
 	if (IS_ERR(lower))
 		return lower;
 	/* Errors since the upper open are this descriptor's to report. */

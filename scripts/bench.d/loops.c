@@ -165,14 +165,16 @@ static void clone_file(const char *from, const char *to)
 
 static void make_all(const char *dir)
 {
-	static const char *const dirs[] = { "small.origin", "small.shared", "small.unshared" };
+	static const char *const dirs[] = {
+		"small.origin", "small.unshared", "small.shared", "small.shared2",
+	};
 	int i, j;
 
 	make_file(at(dir, "big.unshared"), BIG);
 	make_file(at(dir, "big.origin"), BIG);
-	for (i = 0; i < 3; i++)
+	for (i = 0; i < 4; i++)
 		mkdir(at(dir, dirs[i]), 0755);
-	for (i = 0; i < 3; i += 2) {
+	for (i = 0; i < 2; i++) {
 		enter(dir, dirs[i]);
 		for (j = 0; j < NR_SMALL; j++)
 			make_file(nth[j], SMALL);
@@ -182,10 +184,12 @@ static void make_all(const char *dir)
 	clone_file(path2, at(dir, "big.shared"));
 	clone_file(path2, at(dir, "big.shared2"));
 	clone_file(path2, at(dir, "big.towrite"));
-	enter(dir, "small.shared");
-	for (i = 0; i < NR_SMALL; i++) {
-		snprintf(path2, sizeof(path2), "../small.origin/%s", nth[i]);
-		clone_file(path2, nth[i]);
+	for (i = 2; i < 4; i++) {
+		enter(dir, dirs[i]);
+		for (j = 0; j < NR_SMALL; j++) {
+			snprintf(path2, sizeof(path2), "../small.origin/%s", nth[j]);
+			clone_file(path2, nth[j]);
+		}
 	}
 	sync();
 }
@@ -370,6 +374,24 @@ static void cold_read(const char *dir, const char *kind, const char *name, int d
 	stop_idler();
 }
 
+static void cold_small_files(const char *dir, const char *kind, const char *name, int drop)
+{
+	struct stat st;
+	uint64_t t;
+
+	if (drop)
+		drop_caches();
+	enter(dir, name);
+	for (int i = 0; i < NR_SMALL; i++)
+		CHECK(stat(nth[i], &st));
+	start_idler();
+	t = now();
+	read_small_files();
+	result("cold small file", kind, now() - t, NR_SMALL, "file");
+	stop_idler();
+	CHECK(chdir("/"));
+}
+
 static void names(const char *dir)
 {
 	struct stat st;
@@ -424,6 +446,9 @@ static void run_all(const char *dir)
 	cold_read(dir, "unshared", "big.unshared", 1);
 	cold_read(dir, "clone 1", "big.shared", 1);
 	cold_read(dir, "clone 2", "big.shared2", 0);
+	cold_small_files(dir, "unshared", "small.unshared", 1);
+	cold_small_files(dir, "clone 1", "small.shared", 1);
+	cold_small_files(dir, "clone 2", "small.shared2", 0);
 	names(dir);
 	sequential_write(dir);
 	random_write(dir, "unshared", "written");
