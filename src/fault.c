@@ -194,6 +194,9 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	unsigned int nr = DEDUPFS_FILL_MIN;
 	struct file *file;
 
+	/* The first try may have ended before this page, at a changed one. */
+	if (READ_ONCE(DEDUPFS_I(inode)->fault_tries) > 1)
+		index = vmf->pgoff;
 	if (vmf->vma->vm_flags & VM_RAND_READ)
 		nr = FAULT_AROUND;
 	else if (index == ra->start)
