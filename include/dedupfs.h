@@ -33,11 +33,12 @@
  *                         write: sampling a baseline
  *     lower inode i_rwsem (trylock for the baseline; shared inside FIEMAP
  *                          and direct reads of the lower filesystem)
+ *   pools_lock            (pool.c; a change, where there are several pools)
  *   pool page lock
  *     pool->sem           write: attach, detach, publish; read: evict
  *       map->attach_mutex (a change takes it without pool->sem)
  *       i_mmap_rwsem      (evict zaps while it walks the attached extents)
- *       map->lock
+ *       map->lock         (also inside a mark's lock: mark.c)
  *       xa_lock of pool->entries
  *       pool_node->lock
  *
