@@ -429,6 +429,8 @@ bool dedupfs_is_our_vma(const struct vm_area_struct *vma);
 /* write.c: everything that modifies data */
 int dedupfs_write_init(void);
 void dedupfs_write_exit(void);
+ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, loff_t *ppos,
+			     size_t len, unsigned int flags);
 ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter);
 long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len);
 void dedupfs_touch_begin(struct inode *inode);

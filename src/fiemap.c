@@ -81,14 +81,18 @@ int dedupfs_fiemap_init(void)
 		pr_warn("cannot observe FIEMAP (error %d): nothing will be shared; check /proc/sys/kernel/ftrace_enabled and kernel lockdown\n",
 			err);
 	observer_registered = !err;
+	if (err)
+		ftrace_free_filter(&observer);
 	return 0;
 }
 
 /** dedupfs_fiemap_exit - stop observing */
 void dedupfs_fiemap_exit(void)
 {
-	if (observer_registered)
-		unregister_ftrace_function(&observer);
+	if (!observer_registered)
+		return;
+	unregister_ftrace_function(&observer);
+	ftrace_free_filter(&observer);
 }
 
 #else /* !CONFIG_DYNAMIC_FTRACE_WITH_REGS */

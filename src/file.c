@@ -210,7 +210,7 @@ const struct file_operations dedupfs_file_fops = {
 	.fallocate		= dedupfs_fallocate,
 	.fadvise		= dedupfs_fadvise,
 	.splice_read		= dedupfs_splice_read,
-	.splice_write		= iter_file_splice_write,
+	.splice_write		= dedupfs_splice_write,
 	.copy_file_range	= dedupfs_copy_file_range,
 	.remap_file_range	= dedupfs_remap_file_range,
 };

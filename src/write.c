@@ -15,6 +15,7 @@
 
 #include <linux/pagemap.h>
 #include <linux/slab.h>
+#include <linux/splice.h>
 #include <linux/uio.h>
 #include <linux/workqueue.h>
 #include "pool.h"
@@ -282,17 +283,17 @@ ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter)
 }
 
 /* What a write can change: up to the old end of the file, if it writes beyond it. */
+static loff_t write_start(struct inode *inode, loff_t pos)
+{
+	return min(pos, max_t(loff_t, i_size_read(dedupfs_lower(inode)) - 1, 0));
+}
+
 static void write_range(struct kiocb *iocb, struct iov_iter *iter, loff_t *start, loff_t *last)
 {
-	loff_t size = i_size_read(dedupfs_lower(file_inode(iocb->ki_filp)));
+	bool append = iocb->ki_flags & IOCB_APPEND;
 
-	if (iocb->ki_flags & IOCB_APPEND) {
-		*start = max_t(loff_t, size - 1, 0);
-		*last = LLONG_MAX;
-		return;
-	}
-	*start = min(iocb->ki_pos, max_t(loff_t, size - 1, 0));
-	*last = iocb->ki_pos + iov_iter_count(iter) - 1;
+	*start = write_start(file_inode(iocb->ki_filp), append ? LLONG_MAX : iocb->ki_pos);
+	*last = append ? LLONG_MAX : iocb->ki_pos + iov_iter_count(iter) - 1;
 }
 
 /**
@@ -341,6 +342,44 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 }
 
 /**
+ * dedupfs_splice_write - ->splice_write, for splice(2) and sendfile(2)
+ * @pipe:	where from
+ * @out:	upper file; not open for append
+ * @ppos:	bytes, file offset; moved
+ * @len:	bytes
+ * @flags:	SPLICE_F_*
+ *
+ * To the lower file itself: ->write_iter would ask for its freeze protection
+ * with the pipe locked, and a splice to the lower file does so before it locks
+ * the pipe.
+ *
+ * Context: process.
+ * Return: bytes that the lower filesystem accepted, or -errno.
+ */
+ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, loff_t *ppos,
+			     size_t len, unsigned int flags)
+{
+	struct file *lower = dedupfs_lower_file(out);
+	struct inode *inode = file_inode(out);
+	loff_t start, last;
+	ssize_t ret;
+
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	if (!len)
+		return 0;
+	file_start_write(lower);
+	start = write_start(inode, *ppos);
+	last = *ppos + len - 1;
+	dedupfs_change_begin(inode, start, last);
+	ret = iter_file_splice_write(pipe, lower, ppos, len, flags);
+	dedupfs_change_end(inode, start, last);
+	file_end_write(lower);
+	dedupfs_copy_attr(inode);
+	return ret;
+}
+
+/**
  * dedupfs_fallocate - ->fallocate: every mode that the lower filesystem has
  * @file:	upper file
  * @mode:	FALLOC_FL_*
@@ -353,8 +392,7 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 {
 	struct file *lower = dedupfs_lower_file(file);
 	struct inode *inode = file_inode(file);
-	loff_t size = i_size_read(dedupfs_lower(inode));
-	loff_t start = min(offset, max_t(loff_t, size - 1, 0)), last = LLONG_MAX;
+	loff_t start = write_start(inode, offset), last = LLONG_MAX;
 	long ret;
 
 	if (IS_ERR(lower))
