@@ -97,15 +97,18 @@ bench:
 	@scripts/bench
 endif
 
-# The test programs, for scripts/check.
-test_programs := $(patsubst tests/%.c,build/tests/%,$(wildcard tests/*.c))
+# The test programs, for scripts/check.  TIME_FACTOR=n: for a slow kernel.
+TIME_FACTOR ?= 1
+tests_dir := build/tests$(if $(filter-out 1,$(TIME_FACTOR)),-x$(TIME_FACTOR))
+test_programs := $(patsubst tests/%.c,$(tests_dir)/%,$(wildcard tests/*.c))
 tests: $(test_programs)
-build/tests/%: tests/%.c $(wildcard tests/*.h)
+$(tests_dir)/%: tests/%.c $(wildcard tests/*.h)
 	@mkdir -p $(@D)
 	@rm -f $@
 	@echo "  CC      $@"
 	@$(or $(CC),cc) -O2 -g -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
-		-Wno-missing-field-initializers -pthread -Ibuild/kselftest -o $@.$$$$ $< && mv -f $@.$$$$ $@ || \
+		-Wno-missing-field-initializers -pthread -Ibuild/kselftest -DTIME_FACTOR=$(TIME_FACTOR) \
+		-o $@.$$$$ $< && mv -f $@.$$$$ $@ || \
 		{ rm -f $@.$$$$; exit 1; }
 
 style:

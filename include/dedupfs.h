@@ -58,6 +58,7 @@
 #include <linux/iversion.h>
 #include <linux/xarray.h>
 #include <linux/rbtree.h>
+#include <linux/rhashtable.h>
 #include <linux/mutex.h>
 #include <linux/rwsem.h>
 #include <linux/seqlock.h>
@@ -134,9 +135,11 @@ struct dedupfs_pool_node {
  * @entries:	physical block -> PFN entry (pool.c explains the bits)
  * @sem:	see the lock order
  * @attached:	extents by physical block (write: @sem)
- * @maps:	maps by lower inode (write: @sem)
+ * @maps:	maps by lower inode (@sem)
+ * @map_list:	all of them (write: @sem)
  * @nr_pages:	pages in @entries
  * @limit:	most pages it may hold; 0: no limit but memory
+ * @scratch:	memory to resolve with, for who takes it (xchg)
  */
 struct dedupfs_pool {
 	struct list_head list;
@@ -151,11 +154,13 @@ struct dedupfs_pool {
 	struct xarray entries;
 	struct rw_semaphore sem;
 	struct rb_root_cached attached;
-	struct xarray maps;
+	struct rhashtable maps;
+	struct list_head map_list;
 	atomic_long_t nr_pages;
 	atomic_long_t nr_attached;
 	unsigned long limit;
 
+	void *scratch;
 	struct dedupfs_pool_node *nodes;
 	struct shrinker *shrinker;
 	struct dedupfs_stats __percpu *stats;
@@ -195,6 +200,8 @@ struct dedupfs_extent {
 
 /**
  * struct dedupfs_map - what is known of one lower inode, proven at @baseline
+ * @node:	in pool->maps, by @lower (write: pool->sem)
+ * @list:	in pool->map_list (write: pool->sem)
  * @ref:	the upper inode(s), the pool while there are extents, work
  * @pool:	pinned by @ref's owners
  * @lower:	lower inode, held
@@ -223,6 +230,8 @@ struct dedupfs_extent {
  * @users:	upper inodes that point here (pool->sem)
  */
 struct dedupfs_map {
+	struct rhash_head node;
+	struct list_head list;
 	refcount_t ref;
 	struct dedupfs_pool *pool;
 	struct inode *lower;
@@ -259,6 +268,8 @@ struct dedupfs_map {
  * @plain_at:	change counter at which nothing was found poolable, or
  *		DEDUPFS_UNARMED
  * @shared_at:	change counter at which something was
+ * @around_next: file page after the last fault's neighbourhood, which had
+ *		@around_nr pages
  * @fault_index: page that a fault last waited for, with @fault_tries
  */
 struct dedupfs_inode {
@@ -268,6 +279,8 @@ struct dedupfs_inode {
 	struct dedupfs_map *map;
 	u64 plain_at;
 	u64 shared_at;
+	pgoff_t around_next;
+	unsigned int around_nr;
 	pgoff_t fault_index;
 	unsigned int fault_tries;
 	unsigned long fault_time;
@@ -433,8 +446,7 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 			     size_t len, unsigned int flags);
 ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter);
 long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len);
-void dedupfs_touch_begin(struct inode *inode);
-void dedupfs_touch_end(struct inode *inode);
+void dedupfs_touch(struct inode *inode);
 int dedupfs_change_prepare(struct inode *inode);
 void dedupfs_change_begin(struct inode *inode, loff_t start, loff_t last);
 void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last);

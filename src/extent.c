@@ -42,6 +42,26 @@ INTERVAL_TREE_DEFINE(struct dedupfs_extent, block_node, u64, subtree_last,
 
 /* Maps */
 
+static const struct rhashtable_params map_params = {
+	.key_len	= sizeof(struct inode *),
+	.key_offset	= offsetof(struct dedupfs_map, lower),
+	.head_offset	= offsetof(struct dedupfs_map, node),
+	.automatic_shrinking = true,
+};
+
+/** dedupfs_maps_init - of a new pool.  Return: 0 or -ENOMEM. */
+int dedupfs_maps_init(struct dedupfs_pool *pool)
+{
+	INIT_LIST_HEAD(&pool->map_list);
+	return rhashtable_init(&pool->maps, &map_params);
+}
+
+static struct dedupfs_map *map_find(struct dedupfs_pool *pool, struct inode *lower)
+{
+	lockdep_assert_held(&pool->sem);
+	return rhashtable_lookup_fast(&pool->maps, &lower, map_params);
+}
+
 static struct dedupfs_map *map_new(struct dedupfs_pool *pool, struct inode *lower)
 {
 	struct dedupfs_map *map;
@@ -94,7 +114,6 @@ void dedupfs_map_put(struct dedupfs_map *map)
 struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di)
 {
 	struct dedupfs_pool *pool = dedupfs_pool(&di->vfs_inode);
-	unsigned long key = (unsigned long)di->lower / sizeof(void *);
 	struct dedupfs_map *map = READ_ONCE(di->map);
 
 	if (likely(map))
@@ -104,16 +123,17 @@ struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di)
 	map = di->map;
 	if (map)
 		goto out;
-	map = xa_load(&pool->maps, key);
+	map = map_find(pool, di->lower);
 	if (!map) {
 		map = map_new(pool, di->lower);
 		if (!map)
 			goto out;
-		if (xa_err(xa_store(&pool->maps, key, map, GFP_NOFS))) {
+		if (rhashtable_insert_fast(&pool->maps, &map->node, map_params)) {
 			up_write(&pool->sem);
 			dedupfs_map_put(map);
 			return NULL;
 		}
+		list_add_tail(&map->list, &pool->map_list);
 	}
 	map->users++;
 	/* Pairs with READ_ONCE(): the map is seen whole. */
@@ -465,7 +485,7 @@ void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lowe
 	struct dedupfs_map *map;
 
 	down_read(&pool->sem);
-	map = xa_load(&pool->maps, (unsigned long)lower / sizeof(void *));
+	map = map_find(pool, lower);
 	if (map) {
 		spin_lock(&map->lock);
 		WRITE_ONCE(map->foreign, true);
@@ -582,15 +602,16 @@ void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block)
 
 /* Life and death of maps */
 
-/* pool->sem held for writing.  Return: true if the caller must put @map. */
-static bool map_remove(struct dedupfs_map *map)
+/* pool->sem held for writing.  The caller puts @map. */
+static void map_remove(struct dedupfs_map *map)
 {
 	struct dedupfs_pool *pool = map->pool;
 	pgoff_t last = ULONG_MAX;
 
 	/* No upper inode, so no mapping. */
 	detach(map, 0, &last);
-	return xa_erase(&pool->maps, (unsigned long)map->lower / sizeof(void *)) == map;
+	rhashtable_remove_fast(&pool->maps, &map->node, map_params);
+	list_del(&map->list);
 }
 
 static bool map_has_pages(struct dedupfs_map *map)
@@ -632,8 +653,9 @@ void dedupfs_map_leave(struct dedupfs_inode *di)
 	if (!--map->users) {
 		/* The next upper inode starts without a history. */
 		WRITE_ONCE(map->tracked, false);
-		if (!map->lower->i_nlink || !dedupfs_map_valid(map) || !map_has_pages(map))
-			put = map_remove(map);
+		put = !map->lower->i_nlink || !dedupfs_map_valid(map) || !map_has_pages(map);
+		if (put)
+			map_remove(map);
 		else
 			queue_delayed_work(system_unbound_wq, &pool->reaper, REAP_INTERVAL);
 	}
@@ -644,33 +666,33 @@ void dedupfs_map_leave(struct dedupfs_inode *di)
 
 #define REAP_BATCH	32
 
-/* Return: true if there may be more. */
-static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned long *from, bool *left)
+/* Look at some of the next @todo maps.  Return: true if there are more. */
+static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned int *todo, bool *left)
 {
 	struct dedupfs_map *dead[REAP_BATCH], *map;
 	unsigned int n = 0, looked = 0, i;
-	unsigned long key;
 
 	down_write(&pool->sem);
-	xa_for_each_start(&pool->maps, key, map, *from) {
-		if (++looked > 16 * REAP_BATCH)
+	for (; *todo && n < REAP_BATCH && looked++ < 16 * REAP_BATCH; --*todo) {
+		map = list_first_entry_or_null(&pool->map_list, struct dedupfs_map, list);
+		if (!map) {
+			*todo = 0;
 			break;
-		*from = key + 1;
+		}
+		list_move_tail(&map->list, &pool->map_list);
 		if (map->users)
 			continue;
 		if (!all && map->lower->i_nlink && dedupfs_map_valid(map) && map_has_pages(map)) {
 			*left = true;
 			continue;
 		}
-		if (map_remove(map))
-			dead[n++] = map;
-		if (n == REAP_BATCH)
-			break;
+		map_remove(map);
+		dead[n++] = map;
 	}
 	up_write(&pool->sem);
 	for (i = 0; i < n; i++)
 		dedupfs_map_put(dead[i]);
-	return n == REAP_BATCH || looked > 16 * REAP_BATCH;
+	return *todo;
 }
 
 /**
@@ -683,10 +705,10 @@ static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned long *from, 
  */
 void dedupfs_maps_reap(struct dedupfs_pool *pool)
 {
-	unsigned long from = 0;
+	unsigned int todo = atomic_read(&pool->maps.nelems);
 	bool left = false;
 
-	while (reap_some(pool, false, &from, &left))
+	while (reap_some(pool, false, &todo, &left))
 		cond_resched();
 	if (left)
 		queue_delayed_work(system_unbound_wq, &pool->reaper, REAP_INTERVAL);
@@ -695,11 +717,13 @@ void dedupfs_maps_reap(struct dedupfs_pool *pool)
 /** dedupfs_maps_destroy - the last mount is gone: free all maps and pages */
 void dedupfs_maps_destroy(struct dedupfs_pool *pool)
 {
-	unsigned long from = 0;
-	bool left = false;
+	unsigned int todo = atomic_read(&pool->maps.nelems);
+	bool left;
 
-	while (reap_some(pool, true, &from, &left))
+	while (reap_some(pool, true, &todo, &left))
 		cond_resched();
+	WARN_ON_ONCE(!list_empty(&pool->map_list));
+	rhashtable_destroy(&pool->maps);
 }
 
 /* Baseline */
@@ -947,6 +971,33 @@ struct window {
 	struct dedupfs_range ranges[3 * DEDUPFS_RESOLVE_EXTENTS + 1];
 	struct dedupfs_range again[3 * DEDUPFS_RESOLVE_EXTENTS + 1];
 };
+
+/* The pool keeps one that nobody uses: they are large, and cleared when new. */
+static struct window *window_new(struct inode *inode)
+{
+	struct dedupfs_pool *pool = dedupfs_pool(inode);
+	struct window *w = xchg(&pool->scratch, NULL);
+
+	if (!w)
+		w = kvmalloc(sizeof(*w), GFP_KERNEL);
+	if (!w)
+		return NULL;
+	w->inode = inode;
+	w->di = DEDUPFS_I(inode);
+	w->map = dedupfs_map_of(w->di);
+	w->pool = pool;
+	w->in_place = false;
+	w->last_try = false;
+	w->joined = false;
+	w->nr_witnesses = 0;
+	w->zaps.nr = 0;
+	return w;
+}
+
+static void window_free(struct window *w)
+{
+	kvfree(xchg(&w->pool->scratch, w));
+}
 
 /* Why an extent cannot be pooled, or DEDUPFS_POOLED. */
 static int classify(const struct window *w, const struct dedupfs_phys *p)
@@ -1574,48 +1625,113 @@ static bool held_below(struct window *w)
 	return held;
 }
 
-/* Rule 4, and rule 6's bracket: one try.  fill_sem is held (read). */
-static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
+/* Does a range say what FIEMAP would, and not what is in the way now? */
+static bool lasting(int reason)
+{
+	return reason == DEDUPFS_POOLED || reason == DEDUPFS_PLAIN ||
+	       reason == DEDUPFS_HOLE || reason == DEDUPFS_UNWRITTEN;
+}
+
+/*
+ * Where an unmoved counter means an unmoved mapping, what the map knows of the
+ * window's first @nr pages is as good as a FIEMAP.  Return: the number of
+ * ranges, 0 where the map does not know all of it.
+ */
+static int resolve_from_map(struct window *w, pgoff_t nr)
+{
+	struct dedupfs_range r;
+	unsigned int n = 0;
+	pgoff_t pos, end = w->index + nr;
+
+	if (!w->pool->counter_tells_mapping)
+		return 0;
+	for (pos = w->index; pos < end; pos = r.index + r.nr) {
+		if (n == ARRAY_SIZE(w->ranges) || !dedupfs_map_lookup(w->map, pos, &r) ||
+		    !lasting(r.reason))
+			return 0;
+		push_range(w->ranges, &n, pos, min(r.index + r.nr, end), r.block, r.reason);
+	}
+	return n;
+}
+
+/* The first FIEMAP.  Return: 0, a reason or -errno. */
+static int resolve_window(struct window *w, pgoff_t nr)
 {
 	struct dedupfs_pool *pool = w->pool;
-	struct dedupfs_fill *fill = NULL;
-	pgoff_t got;
+	pgoff_t got = nr;
 	u32 flags = 0;
-	int n, err;
+	int n;
 
-	w->in_place = in_place(w->di->lower);
-	if (pool->fiemap_sync && !dedupfs_lower_dirty(w->di->lower))
-		flags = FIEMAP_FLAG_SYNC;
-	else if (pool->fiemap_sync && !clip_to_settled(w))
-		return DEDUPFS_DIRTY;
-	nr = min(nr, w->nr);
-	n = resolve(w, w->nr, flags, w->ranges, &got);
-	if (n < 0 || !got)
-		goto unresolved;
+	n = resolve_from_map(w, nr);
+	if (!n) {
+		w->in_place = in_place(w->di->lower);
+		if (pool->fiemap_sync && !dedupfs_lower_dirty(w->di->lower))
+			flags = FIEMAP_FLAG_SYNC;
+		else if (pool->fiemap_sync && !clip_to_settled(w))
+			return DEDUPFS_DIRTY;
+		n = resolve(w, w->nr, flags, w->ranges, &got);
+		if (n < 0)
+			return n;
+		if (!got)
+			return DEDUPFS_UNRESOLVED;
+	}
 	w->nr_ranges = n;
 	w->nr = got;
 	if (flags)
 		settle(w);
+	return 0;
+}
 
-	if (!pool->counter_tells_mapping)
+/*
+ * The second one, after the fill.  It waits for i_rwsem: whoever changed the
+ * file while pages were copied from the lower page cache has moved the counter
+ * by now; and where the counter tells, that wait is all that is needed.
+ * Return: 0, -ESTALE if the mapping moved, or -errno.
+ */
+static int resolve_again(struct window *w)
+{
+	struct inode *lower = w->di->lower;
+	pgoff_t got;
+	int n;
+
+	if (w->pool->counter_tells_mapping) {
+		n = down_read_killable(&lower->i_rwsem);
+		if (!n)
+			inode_unlock_shared(lower);
+		return n;
+	}
+	n = resolve(w, w->nr, 0, w->again, &got);
+	if (n < 0)
+		return n;
+	w->nr_again = n;
+	return got == w->nr && same_ranges(w) ? 0 : -ESTALE;
+}
+
+/* Rule 4, and rule 6's bracket: one try.  fill_sem is held (read). */
+static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
+{
+	struct dedupfs_fill *fill = NULL;
+	int err;
+
+	err = resolve_window(w, nr);
+	if (err == DEDUPFS_DIRTY)
+		return err;
+	if (err)
+		goto unresolved;
+	nr = min(nr, w->nr);
+	if (!w->pool->counter_tells_mapping)
 		find_witnesses(w);
 	fill = dedupfs_fill_start(w->inode, w->ranges, w->nr_ranges, index, nr);
 	if (!fill || dedupfs_fill_read(fill, w->inode)) {
-		n = -ENOMEM;
+		err = -ENOMEM;
 		goto unresolved;
 	}
-	/*
-	 * It waits for i_rwsem: whoever changed the file while pages were
-	 * copied from the lower page cache has moved the counter by now.
-	 */
-	n = resolve(w, w->nr, 0, w->again, &got);
-	if (n < 0)
+	err = resolve_again(w);
+	if (err && err != -ESTALE)
 		goto unresolved;
-	w->nr_again = n;
-	err = -ESTALE;
-	if (held_below(w)) {
+	if (!err && held_below(w))
 		err = DEDUPFS_UNSTABLE;
-	} else if (got == w->nr && same_ranges(w)) {
+	if (!err) {
 		do {
 			err = attach(w, fill);
 		} while (err == -ENOSPC);
@@ -1628,8 +1744,8 @@ static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 unresolved:
 	if (fill)
 		dedupfs_fill_end(fill);
-	if (n == -EINTR || n == -ERESTARTSYS || n == -ENOMEM)
-		return n;
+	if (err == -EINTR || err == -ERESTARTSYS || err == -ENOMEM)
+		return err;
 	attach_unresolved(w, nr);
 	return DEDUPFS_UNRESOLVED;
 }
@@ -1701,15 +1817,9 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
 		return DEDUPFS_UNRESOLVED;
 	if (!dedupfs_map_get(di))
 		return -ENOMEM;
-	w = kvmalloc(sizeof(*w), GFP_KERNEL);
+	w = window_new(inode);
 	if (!w)
 		return -ENOMEM;
-	w->inode = inode;
-	w->di = di;
-	w->map = di->map;
-	w->pool = pool;
-	w->nr_witnesses = 0;
-	w->zaps.nr = 0;
 	for (try = 0; try < POPULATE_TRIES; try++) {
 		w->last_try = try == POPULATE_TRIES - 1;
 		err = populate_once(w, index, nr);
@@ -1718,20 +1828,24 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
 	}
 	if (err == -EAGAIN || err == -ESTALE)
 		err = DEDUPFS_FOREIGN;
-	kvfree(w);
+	window_free(w);
 	dedupfs_shrink_to_limit(pool);
 	return err;
 }
 
 #define DECIDE_EXTENTS	512
 
-/* Is anything of the file poolable, or is it too fragmented to tell cheaply? */
+/*
+ * Is anything of the file poolable, or is it too fragmented to tell cheaply?
+ * The window is then where something is, with its ranges, or has none.
+ */
 static bool any_poolable(struct window *w, pgoff_t pages)
 {
 	pgoff_t nr = DEDUPFS_RESOLVE_PAGES, got;
 	unsigned int seen = 0;
 	int n, i;
 
+	w->nr_ranges = 0;
 	for (w->index = 0; w->index < pages; w->index += got) {
 		/* Count mode looks at all of the window: widen it with care. */
 		nr = min(nr, pages - w->index);
@@ -1739,8 +1853,11 @@ static bool any_poolable(struct window *w, pgoff_t pages)
 		if (n < 0 || !got)
 			return false;
 		for (i = 0; i < n; i++)
-			if (w->ranges[i].reason == DEDUPFS_POOLED)
+			if (w->ranges[i].reason == DEDUPFS_POOLED) {
+				w->nr_ranges = n;
+				w->nr = got;
 				return true;
+			}
 		seen += n;
 		if (seen > DECIDE_EXTENTS)
 			return true;
@@ -1748,6 +1865,26 @@ static bool any_poolable(struct window *w, pgoff_t pages)
 			nr *= 4;
 	}
 	return false;
+}
+
+/*
+ * Attach what was found, so that the first read need not resolve it again: it
+ * is true at the baseline if that is the counter from before the FIEMAP.
+ */
+static void attach_found(struct window *w, u64 counter)
+{
+	w->map = dedupfs_map_get(w->di);
+	if (!w->map || !w->nr_ranges)
+		return;
+	w->change_seq = atomic_read(&w->map->change_seq);
+	if (atomic_read(&w->map->changing) || baseline(w->map) ||
+	    down_read_killable(&w->map->fill_sem))
+		return;
+	w->baseline = READ_ONCE(w->map->baseline);
+	if (w->baseline == counter && !held_below(w))
+		while (attach(w, NULL) == -ENOSPC)
+			;
+	up_read(&w->map->fill_sem);
 }
 
 /**
@@ -1774,14 +1911,13 @@ void dedupfs_decide(struct inode *inode)
 	counter = inode_query_iversion(lower);
 	pooled = size && pool->observer && !in_place(lower);
 	if (pooled && pool->needs_shared_flag) {
-		w = kvmalloc(sizeof(*w), GFP_KERNEL);
+		w = window_new(inode);
 		if (!w)
 			return;
-		w->di = di;
-		w->pool = pool;
-		w->in_place = false;
 		pooled = any_poolable(w, DIV_ROUND_UP(size, PAGE_SIZE));
-		kvfree(w);
+		if (pooled)
+			attach_found(w, counter);
+		window_free(w);
 	}
 	if (pooled) {
 		WRITE_ONCE(di->shared_at, counter);

@@ -24,7 +24,8 @@
 
 #define FAULT_WAIT		HZ
 #define FAULT_TRIES		3
-#define FAULT_AROUND		16
+#define FAULT_AROUND		16U
+#define FAULT_AROUND_MAX	128U
 
 enum fault_source { FAULT_MAPPED, FAULT_LOCKED, FAULT_LOWER, FAULT_MISS, FAULT_OOM };
 
@@ -84,15 +85,30 @@ static int insert_pages(struct vm_area_struct *vma, unsigned long addr,
 	return left < n || err == -EBUSY ? 0 : err;
 }
 
+/*
+ * How many pages to map for a fault: more each time when faults come in the
+ * order of the file.  A hint, shared by all who map the inode.
+ */
+static unsigned int neighbourhood(struct dedupfs_inode *di, pgoff_t index)
+{
+	unsigned int nr = FAULT_AROUND;
+
+	if (index && index == READ_ONCE(di->around_next))
+		nr = min(READ_ONCE(di->around_nr) * 2, FAULT_AROUND_MAX);
+	WRITE_ONCE(di->around_nr, nr);
+	return nr;
+}
+
 /* Map the page of a read fault and its neighbourhood.  zap_sem is held. */
 static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *map,
 				    const struct dedupfs_range *r, loff_t size)
 {
 	struct vm_area_struct *vma = vmf->vma;
+	struct dedupfs_inode *di = DEDUPFS_I(file_inode(vma->vm_file));
 	unsigned long addr = vmf->address & PAGE_MASK;
-	unsigned int slot = (addr >> PAGE_SHIFT) % FAULT_AROUND, before, n;
+	unsigned int slot = (addr >> PAGE_SHIFT) % FAULT_AROUND, before, want, n, done;
 	struct page *pages[FAULT_AROUND];
-	struct dedupfs_range around;
+	struct dedupfs_range around = *r;
 	bool tail;
 	int err;
 
@@ -100,15 +116,27 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 	if (pmd_trans_huge(*vmf->pmd) ||
 	    (pmd_none(*vmf->pmd) && dedupfs_pmd_can_turn_huge(vma, addr)))
 		return FAULT_LOWER;
-	n = get_pages(map, r, min((unsigned long)FAULT_AROUND - slot,
-				  (vma->vm_end - addr) >> PAGE_SHIFT), size, pages, &tail);
-	if (!n)
+	/* Not beyond this page table. */
+	want = min_t(unsigned long, neighbourhood(di, r->index) - slot,
+		     (pmd_addr_end(addr, vma->vm_end) - addr) >> PAGE_SHIFT);
+	for (done = 0; done < want; done += n) {
+		around.index = r->index + done;
+		around.block = r->block + done;
+		around.nr = r->nr - done;
+		n = get_pages(map, &around, min(want - done, FAULT_AROUND), size, pages, &tail);
+		if (!n)
+			break;
+		err = insert_pages(vma, addr + ((unsigned long)done << PAGE_SHIFT), pages, n);
+		put_pages(pages, n);
+		if (err && !done)
+			return err == -ENOMEM ? FAULT_OOM : FAULT_LOWER;
+		if (err)
+			break;
+	}
+	if (!done)
 		return tail ? FAULT_LOWER : FAULT_MISS;
-	dedupfs_count(map->pool, DEDUPFS_HITS, n);
-	err = insert_pages(vma, addr, pages, n);
-	put_pages(pages, n);
-	if (err)
-		return err == -ENOMEM ? FAULT_OOM : FAULT_LOWER;
+	dedupfs_count(map->pool, DEDUPFS_HITS, done);
+	WRITE_ONCE(di->around_next, r->index + done);
 
 	before = min3((unsigned long)slot, (unsigned long)r->index,
 		      (addr - vma->vm_start) >> PAGE_SHIFT);

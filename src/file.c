@@ -182,6 +182,8 @@ void dedupfs_data_init(struct dedupfs_inode *di)
 	di->map = NULL;
 	di->plain_at = DEDUPFS_UNARMED;
 	di->shared_at = DEDUPFS_UNARMED;
+	di->around_next = 0;
+	di->around_nr = 0;
 	di->fault_index = ULONG_MAX;
 	di->fault_tries = 0;
 	di->fault_time = jiffies;

@@ -283,11 +283,8 @@ static int change_attr(struct inode *inode, struct dentry *lower, const struct i
 {
 	int err;
 
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_begin(inode);
+	dedupfs_touch(inode);
 	err = change_lower(lower, attr);
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_end(inode);
 	dedupfs_copy_attr(inode);
 	return err;
 }
@@ -348,11 +345,8 @@ int dedupfs_fileattr_set(struct mnt_idmap *idmap, struct dentry *dentry, struct 
 	err = mnt_want_write(lower.mnt);
 	if (err)
 		return err;
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_begin(inode);
+	dedupfs_touch(inode);
 	err = vfs_fileattr_set(&nop_mnt_idmap, lower.dentry, fa);
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_end(inode);
 	mnt_drop_write(lower.mnt);
 	dedupfs_copy_attr(inode);
 	return err;
@@ -379,11 +373,8 @@ int dedupfs_update_time(struct inode *inode, int flags)
 	path.dentry = d_find_any_alias(lower);
 	if (!path.dentry)
 		return 0;
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_begin(inode);
+	dedupfs_touch(inode);
 	touch_atime(&path);
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_end(inode);
 	dput(path.dentry);
 	inode_set_atime_to_ts(inode, inode_get_atime(lower));
 	return 0;

@@ -309,12 +309,9 @@ static int dedupfs_link(struct dentry *old, struct inode *dir, struct dentry *ne
 		lower = lock_new_name(new);
 		if (IS_ERR(lower))
 			return PTR_ERR(lower);
-		if (S_ISREG(inode->i_mode))
-			dedupfs_touch_begin(inode);
+		dedupfs_touch(inode);
 		err = vfs_link(dedupfs_lower_dentry(old), &nop_mnt_idmap,
 			       dedupfs_lower(dir), lower, &delegated);
-		if (S_ISREG(inode->i_mode))
-			dedupfs_touch_end(inode);
 		err = finish_new_name(dir, new, lower, err);
 		if (!delegated)
 			return err;
@@ -345,11 +342,8 @@ static int dedupfs_unlink(struct inode *dir, struct dentry *dentry)
 		lower = lock_old_name(dentry);
 		if (IS_ERR(lower))
 			return PTR_ERR(lower);
-		if (S_ISREG(inode->i_mode))
-			dedupfs_touch_begin(inode);
+		dedupfs_touch(inode);
 		err = vfs_unlink(&nop_mnt_idmap, dedupfs_lower(dir), lower, &delegated);
-		if (S_ISREG(inode->i_mode))
-			dedupfs_touch_end(inode);
 		unlock_name(dentry, lower);
 		if (!delegated)
 			break;
@@ -440,12 +434,12 @@ static void unlock_both_names(struct lower_rename *r)
 		      dedupfs_lower_dentry(r->old->d_parent));
 }
 
-static void touch_both(struct lower_rename *r, void (*touch)(struct inode *inode))
+static void touch_both(struct lower_rename *r)
 {
 	if (d_is_reg(r->old))
-		touch(d_inode(r->old));
+		dedupfs_touch(d_inode(r->old));
 	if (d_is_reg(r->new))
-		touch(d_inode(r->new));
+		dedupfs_touch(d_inode(r->new));
 }
 
 static int rename_lower(struct lower_rename *r, struct inode **delegated)
@@ -466,9 +460,8 @@ static int rename_lower(struct lower_rename *r, struct inode **delegated)
 	dedupfs_set_lower(r->new, dget(r->lower_new));
 	mark_busy(r->old);
 	mark_busy(r->new);
-	touch_both(r, dedupfs_touch_begin);
+	touch_both(r);
 	err = vfs_rename(&rd);
-	touch_both(r, dedupfs_touch_end);
 	if (err) {
 		mark_unproven(r->old);
 		mark_unproven(r->new);

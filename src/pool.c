@@ -7,15 +7,13 @@
  * rest is zeroes).  It is never written once it is published, and is in the
  * pool only while an attached extent covers its block (rules 1 and 2).
  *
- * The block index holds no page pointers but value entries in the way of
- * fs/dax.c:
+ * The block index holds no page pointers but page frame numbers, as value
+ * entries in the way of fs/dax.c.  A page that is not uptodate is being read
+ * from disk by whoever holds its page lock; nobody else may look at it or map
+ * it.  It becomes uptodate, which publishes it, under pool->sem and once.
  *
- *	bit 0		FILLING: being read from disk by whoever holds its
- *			page lock; nobody else may look at it or map it
- *	bits 1...	page frame number
- *
- * An entry is turned from FILLING into published, and is erased, under the
- * xa_lock.  Whoever takes a page takes a reference and reads the entry again;
+ * An entry is erased under the xa_lock.  Whoever takes a page takes a
+ * reference, reads the entry again, and then looks whether it is uptodate;
  * evict erases an entry only while it has the page's references frozen.
  */
 #define pr_fmt(fmt) "dedupfs: " fmt
@@ -30,22 +28,20 @@
 #include <linux/uio.h>
 #include "pool.h"
 
-#define ENTRY_FILLING	1UL
-#define ENTRY_PFN_SHIFT	1
-
-static void *entry_make(struct page *page, unsigned long flags)
+static void *entry_make(struct page *page)
 {
-	return xa_mk_value(page_to_pfn(page) << ENTRY_PFN_SHIFT | flags);
+	return xa_mk_value(page_to_pfn(page));
 }
 
 static struct page *entry_page(void *entry)
 {
-	return pfn_to_page(xa_to_value(entry) >> ENTRY_PFN_SHIFT);
+	return pfn_to_page(xa_to_value(entry));
 }
 
-static bool entry_filling(void *entry)
+/* Of a page that is in the pool, and stays for the caller's reference or lock. */
+static __always_inline bool page_filling(struct page *page)
 {
-	return xa_to_value(entry) & ENTRY_FILLING;
+	return !folio_test_uptodate(page_folio(page));
 }
 
 /* Entries */
@@ -71,7 +67,7 @@ struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filli
 		if (get_page_unless_zero(page)) {
 			/* It may have been freed and taken by another owner. */
 			if (likely(xa_load(&pool->entries, block) == entry)) {
-				*filling = entry_filling(entry);
+				*filling = page_filling(page);
 				break;
 			}
 			put_page(page);
@@ -111,12 +107,12 @@ unsigned int dedupfs_pool_find_batch(struct dedupfs_pool *pool, u64 block, unsig
 			if (xas_retry(&xas, entry))
 				break;
 		}
-		if (!xa_is_value(entry) || entry_filling(entry))
+		if (!xa_is_value(entry))
 			break;
 		page = entry_page(entry);
 		if (!get_page_unless_zero(page))
 			break;
-		if (unlikely(xas_reload(&xas) != entry)) {
+		if (unlikely(xas_reload(&xas) != entry || page_filling(page))) {
 			put_page(page);
 			break;
 		}
@@ -134,17 +130,25 @@ unsigned int dedupfs_pool_find_batch(struct dedupfs_pool *pool, u64 block, unsig
  */
 bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page)
 {
-	return xa_load(&pool->entries, page->index) == entry_make(page, 0);
+	return xa_load(&pool->entries, page->index) == entry_make(page);
 }
 
-/** dedupfs_pool_any - is there any published page in a range of blocks? */
+/**
+ * dedupfs_pool_any - is there any published page in a range of blocks?
+ * @pool:	pool
+ * @block:	first physical block, in pages
+ * @nr:		blocks
+ *
+ * A page that is being filled may be given up, and freed, under our eyes: then
+ * the answer is a wrong yes at worst.
+ */
 bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
 {
 	unsigned long index;
 	void *entry;
 
 	xa_for_each_range(&pool->entries, index, entry, block, block + nr - 1)
-		if (!entry_filling(entry))
+		if (!page_filling(entry_page(entry)))
 			return true;
 	return false;
 }
@@ -169,7 +173,7 @@ static void page_gone(struct dedupfs_pool *pool, struct page *page)
  */
 bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page)
 {
-	void *entry = entry_make(page, 0);
+	void *entry = entry_make(page);
 
 	/* While the entry stands and is locked, the pool's reference stays. */
 	xa_lock(&pool->entries);
@@ -198,7 +202,7 @@ static void drop_range(struct dedupfs_pool *pool, u64 first, u64 last)
 		n = 0;
 		xas_lock(&xas);
 		xas_for_each(&xas, entry, last) {
-			if (entry_filling(entry))
+			if (page_filling(entry_page(entry)))
 				continue;
 			pages[n++] = entry_page(entry);
 			xas_store(&xas, NULL);
@@ -237,8 +241,8 @@ void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr)
 /* Fills */
 
 /*
- * A fill owns the FILLING entries, and the page locks, of up to
- * DEDUPFS_FILL_MAX consecutive file pages; pages[i] is NULL where the pool
+ * A fill owns the entries, and the page locks, of up to DEDUPFS_FILL_MAX
+ * consecutive file pages that are not uptodate yet; pages[i] is NULL where the pool
  * had the page already, or where the file has nothing for the pool.  A page
  * is ready when it was copied from the lower page cache.
  */
@@ -251,8 +255,8 @@ struct dedupfs_fill {
 	struct page *stock;
 	unsigned int stock_nr;
 	DECLARE_BITMAP(ready, DEDUPFS_FILL_MAX);
-	struct page *pages[DEDUPFS_FILL_MAX];
-	struct bio_vec bvec[DEDUPFS_FILL_MAX];
+	struct bio_vec *bvec;
+	struct page *pages[];
 };
 
 #define FILL_GFP	(GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY | __GFP_RECLAIMABLE)
@@ -309,7 +313,7 @@ static unsigned int claim_blocks(struct dedupfs_fill *fill, unsigned int i, u64 
 		xas_lock(&xas);
 		for (entry = xas_load(&xas); k < nr; entry = xas_next(&xas)) {
 			if (entry) {
-				if (entry_filling(entry)) {
+				if (page_filling(entry_page(entry))) {
 					nr = k;
 					break;
 				}
@@ -320,7 +324,7 @@ static unsigned int claim_blocks(struct dedupfs_fill *fill, unsigned int i, u64 
 				break;
 			page->index = block + k;
 			__SetPageLocked(page);
-			xas_store(&xas, entry_make(page, ENTRY_FILLING));
+			xas_store(&xas, entry_make(page));
 			if (xas_error(&xas)) {
 				__ClearPageLocked(page);
 				break;
@@ -361,12 +365,13 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 	pgoff_t first, end;
 	unsigned int k, n;
 
-	fill = kvzalloc(sizeof(*fill), GFP_KERNEL);
+	nr = min_t(pgoff_t, nr, DEDUPFS_FILL_MAX);
+	fill = kvzalloc(struct_size(fill, pages, nr) + nr * sizeof(*fill->bvec), GFP_KERNEL);
 	if (!fill)
 		return NULL;
 	fill->pool = dedupfs_pool(inode);
 	fill->index = index;
-	nr = min_t(pgoff_t, nr, DEDUPFS_FILL_MAX);
+	fill->bvec = (struct bio_vec *)&fill->pages[nr];
 
 	for (k = 0; k < nr_ranges; k++) {
 		if (r[k].reason != DEDUPFS_POOLED)
@@ -577,54 +582,35 @@ bool dedupfs_fill_next_range(struct dedupfs_fill *fill, u64 *block, u64 *nr, uns
 void dedupfs_fill_publish(struct dedupfs_fill *fill)
 {
 	struct dedupfs_pool *pool = fill->pool;
-	XA_STATE(xas, &pool->entries, 0);
 	unsigned int i, n = 0;
 	struct page *page;
 
 	lockdep_assert_held_write(&pool->sem);
-	xas_lock(&xas);
 	for (i = 0; i < fill->nr; i++) {
 		page = fill->pages[i];
 		if (!page)
 			continue;
+		/* The fill's reference becomes the pool's. */
 		folio_mark_uptodate(page_folio(page));
-		/* The pool's own reference; whoever detaches now may drop it at once. */
-		get_page(page);
-		/* No memory is needed to replace an entry. */
-		if (n && page->index == xas.xa_index + 1)
-			xas_next(&xas);
-		else
-			xas_set(&xas, page->index);
-		xas_store(&xas, entry_make(page, 0));
-		n++;
+		unlock_page(page);
+		fill->pages[n++] = page;
 	}
-	xas_unlock(&xas);
-	/* Detach, the only one who drops pages now, waits for pool->sem. */
-	for (i = 0; i < fill->nr; i++) {
-		if (!fill->pages[i])
-			continue;
-		dedupfs_lru_add(pool, fill->pages[i]);
-		unlock_page(fill->pages[i]);
-	}
+	/* Detach waits for pool->sem; evict knows pages by their lists. */
+	dedupfs_lru_add(pool, fill->pages, n);
 	fill->published = n;
 	atomic_long_add(n, &pool->nr_pages);
 	dedupfs_count(pool, DEDUPFS_FILLS, n);
 	dedupfs_count(pool, DEDUPFS_FILL_BYTES, (u64)n << PAGE_SHIFT);
 }
 
-/** dedupfs_fill_end - let go of what was published, give up what was not */
+/** dedupfs_fill_end - give up what was not published */
 void dedupfs_fill_end(struct dedupfs_fill *fill)
 {
 	unsigned int i;
 
-	for (i = 0; i < fill->nr; i++) {
-		if (!fill->pages[i])
-			continue;
-		if (fill->published)
-			put_page(fill->pages[i]);
-		else
+	for (i = 0; i < fill->nr && !fill->published; i++)
+		if (fill->pages[i])
 			unclaim(fill, i);
-	}
 	kvfree(fill);
 }
 
@@ -642,6 +628,7 @@ static void reap_work(struct work_struct *work)
 static void pool_free(struct dedupfs_pool *pool)
 {
 	free_percpu(pool->stats);
+	kvfree(pool->scratch);
 	kfree(pool->domain);
 	kfree(pool);
 }
@@ -663,7 +650,6 @@ static struct dedupfs_pool *pool_new(struct super_block *lower_sb, const char *d
 	pool->fiemap_sync = !xfs;
 	pool->observer = dedupfs_fiemap_works(d_inode(lower_sb->s_root));
 	xa_init(&pool->entries);
-	xa_init(&pool->maps);
 	init_rwsem(&pool->sem);
 	pool->attached = RB_ROOT_CACHED;
 	INIT_DELAYED_WORK(&pool->reaper, reap_work);
@@ -676,9 +662,12 @@ static struct dedupfs_pool *pool_new(struct super_block *lower_sb, const char *d
 	pool->stats = alloc_percpu(struct dedupfs_stats);
 	if (!pool->stats)
 		goto fail;
-	err = dedupfs_shrink_init(pool);
+	err = dedupfs_maps_init(pool);
 	if (err)
 		goto fail;
+	err = dedupfs_shrink_init(pool);
+	if (err)
+		goto fail_maps;
 	err = dedupfs_stats_add(pool);
 	if (err)
 		goto fail_shrink;
@@ -686,6 +675,8 @@ static struct dedupfs_pool *pool_new(struct super_block *lower_sb, const char *d
 
 fail_shrink:
 	dedupfs_shrink_exit(pool);
+fail_maps:
+	dedupfs_maps_destroy(pool);
 fail:
 	pool_free(pool);
 	return ERR_PTR(err);
@@ -776,10 +767,8 @@ void dedupfs_pool_put(struct dedupfs_pool *pool)
 	dedupfs_maps_destroy(pool);
 	dedupfs_shrink_exit(pool);
 	WARN_ON_ONCE(!xa_empty(&pool->entries));
-	WARN_ON_ONCE(!xa_empty(&pool->maps));
 	WARN_ON_ONCE(atomic_long_read(&pool->nr_pages));
 	xa_destroy(&pool->entries);
-	xa_destroy(&pool->maps);
 	pool_free(pool);
 }
 

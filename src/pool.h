@@ -43,6 +43,7 @@ bool dedupfs_fiemap_works(struct inode *lower);
 struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di);
 void dedupfs_map_leave(struct dedupfs_inode *di);
 void dedupfs_map_put(struct dedupfs_map *map);
+int dedupfs_maps_init(struct dedupfs_pool *pool);
 void dedupfs_maps_destroy(struct dedupfs_pool *pool);
 void dedupfs_maps_reap(struct dedupfs_pool *pool);
 bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_range *r);
@@ -129,7 +130,7 @@ static inline bool dedupfs_still_attached(struct dedupfs_map *map, const struct 
 /* shrink.c */
 int dedupfs_shrink_init(struct dedupfs_pool *pool);
 void dedupfs_shrink_exit(struct dedupfs_pool *pool);
-void dedupfs_lru_add(struct dedupfs_pool *pool, struct page *page);
+void dedupfs_lru_add(struct dedupfs_pool *pool, struct page **pages, unsigned int nr);
 void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_shrink_to_limit(struct dedupfs_pool *pool);
 

@@ -219,6 +219,39 @@ static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index,
 	return 0;
 }
 
+#define READ_BATCH	32
+
+/*
+ * Copy [@pos, @pos + @bytes) of pages that are in a row.  Pages next to each
+ * other in memory, as a fill allocates them, are copied as one.
+ * Return: bytes copied.
+ */
+static size_t copy_pages(struct page **pages, size_t pos, size_t bytes, struct iov_iter *iter)
+{
+	size_t done = 0, part, end, copied;
+	unsigned int i, k;
+
+	while (done < bytes) {
+		i = (pos + done) >> PAGE_SHIFT;
+		end = (size_t)(i + 1) << PAGE_SHIFT;
+		if (!IS_ENABLED(CONFIG_HIGHMEM))
+			for (k = i; end < pos + bytes &&
+			     page_to_pfn(pages[k + 1]) == page_to_pfn(pages[k]) + 1; k++)
+				end += PAGE_SIZE;
+		part = min(end, pos + bytes) - (pos + done);
+		if (part <= PAGE_SIZE - offset_in_page(pos + done))
+			copied = copy_page_to_iter(pages[i], offset_in_page(pos + done), part,
+						   iter);
+		else
+			copied = copy_to_iter(page_address(pages[i]) + offset_in_page(pos + done),
+					      part, iter);
+		done += copied;
+		if (copied < part)
+			break;
+	}
+	return done;
+}
+
 /*
  * Copy from the pool, at most to the end of the extent.
  * Return: bytes; 0 if the first page is not there; -EFAULT.
@@ -226,41 +259,33 @@ static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index,
 static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedupfs_map *map,
 			 const struct dedupfs_range *r, loff_t size)
 {
-	struct dedupfs_pool *pool = map->pool;
-	size_t offset = offset_in_page(iocb->ki_pos), done = 0;
-	struct page *pages[DEDUPFS_BATCH];
-	pgoff_t index = r->index;
-	bool stop = false, fault = false;
-	unsigned int n, i, want;
+	size_t offset = offset_in_page(iocb->ki_pos), bytes = 0, done = 0;
+	struct page *pages[READ_BATCH];
+	unsigned int n, i, want, valid;
 
 	want = min_t(u64, DIV_ROUND_UP(offset + iov_iter_count(iter), PAGE_SIZE),
-		     min_t(u64, r->nr, DEDUPFS_BATCH));
-	n = dedupfs_pool_find_batch(pool, r->block, want, pages);
+		     min_t(u64, r->nr, READ_BATCH));
+	n = dedupfs_pool_find_batch(map->pool, r->block, want, pages);
+	if (!n)
+		return 0;
 	/* The block may have been freed, and filled for another, since we looked. */
-	if (n && !dedupfs_still_attached(map, r, n))
-		stop = true;
-	for (i = 0; i < n; i++, index++) {
-		unsigned int valid = dedupfs_valid_bytes(size, index);
-		size_t bytes, copied;
-
-		if (stop || unlikely(valid != dedupfs_page_valid(pages[i])) || valid <= offset) {
-			stop = true;
-			put_page(pages[i]);
-			continue;
+	if (dedupfs_still_attached(map, r, n)) {
+		for (i = 0; i < n; i++) {
+			/* A page that was filled as the end of another file is none of ours. */
+			valid = dedupfs_valid_bytes(size, r->index + i);
+			if (unlikely(valid != dedupfs_page_valid(pages[i])))
+				break;
+			bytes += valid;
 		}
-		bytes = min_t(size_t, valid - offset, iov_iter_count(iter));
-		copied = copy_page_to_iter(pages[i], offset, bytes, iter);
+		bytes = bytes > offset ? min(bytes - offset, iov_iter_count(iter)) : 0;
+		done = copy_pages(pages, offset, bytes, iter);
+	}
+	for (i = 0; i < n; i++) {
 		dedupfs_page_used(pages[i]);
 		put_page(pages[i]);
-		done += copied;
-		offset = 0;
-		/* The rest of the references are to be dropped all the same. */
-		if (copied < bytes)
-			stop = fault = true;
 	}
-	if (n)
-		dedupfs_count(pool, DEDUPFS_HITS, n);
-	return done ?: (fault ? -EFAULT : 0);
+	dedupfs_count(map->pool, DEDUPFS_HITS, n);
+	return done ?: (bytes ? -EFAULT : 0);
 }
 
 /* Read at most @bytes from the lower page cache. */

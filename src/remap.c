@@ -76,14 +76,13 @@ loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out
 
 	lock_two_nondirectories(inode_in, inode_out);
 	changed_range(inode_out, pos_out, len, &start, &last);
-	dedupfs_touch_begin(inode_in);
+	dedupfs_touch(inode_in);
 	dedupfs_change_begin(inode_out, start, last);
 	if (flags & REMAP_FILE_DEDUP)
 		ret = vfs_dedupe_file_range_one(lower_in, pos_in, lower_out, pos_out, len, flags);
 	else
 		ret = vfs_clone_file_range(lower_in, pos_in, lower_out, pos_out, len, flags);
 	dedupfs_change_end(inode_out, start, last);
-	dedupfs_touch_end(inode_in);
 	if (ret > 0) {
 		became_shared(inode_in, pos_in, ret);
 		became_shared(inode_out, pos_out, ret);
@@ -125,11 +124,10 @@ ssize_t dedupfs_copy_file_range(struct file *in, loff_t pos_in, struct file *out
 	if (ret)
 		return ret;
 	changed_range(inode_out, pos_out, len, &start, &last);
-	dedupfs_touch_begin(file_inode(in));
+	dedupfs_touch(file_inode(in));
 	dedupfs_change_begin(inode_out, start, last);
 	ret = vfs_copy_file_range(lower_in, pos_in, lower_out, pos_out, len, flags);
 	dedupfs_change_end(inode_out, start, last);
-	dedupfs_touch_end(file_inode(in));
 	if (ret > 0) {
 		became_shared(file_inode(in), pos_in, ret);
 		became_shared(inode_out, pos_out, ret);

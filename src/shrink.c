@@ -31,16 +31,29 @@ static void account(struct page *page, int nr)
 	mod_node_page_state(page_pgdat(page), NR_KERNEL_MISC_RECLAIMABLE, nr);
 }
 
-/** dedupfs_lru_add - a page was published */
-void dedupfs_lru_add(struct dedupfs_pool *pool, struct page *page)
+/**
+ * dedupfs_lru_add - pages were published
+ * @pool:	pool
+ * @pages:	with the pool's reference, and nobody to drop it meanwhile
+ * @nr:		in @pages
+ */
+void dedupfs_lru_add(struct dedupfs_pool *pool, struct page **pages, unsigned int nr)
 {
-	struct dedupfs_pool_node *node = node_of(pool, page);
+	struct dedupfs_pool_node *node;
+	unsigned int i, k, n;
 
-	spin_lock(&node->lock);
-	list_add(&page->lru, &node->inactive);
-	node->nr++;
-	spin_unlock(&node->lock);
-	account(page, 1);
+	for (i = 0; i < nr; i += n) {
+		node = node_of(pool, pages[i]);
+		for (n = 1; i + n < nr && node_of(pool, pages[i + n]) == node; n++)
+			;
+		/* First: evict can free them as soon as they are on the list. */
+		account(pages[i], n);
+		spin_lock(&node->lock);
+		for (k = i; k < i + n; k++)
+			list_add(&pages[k]->lru, &node->inactive);
+		node->nr += n;
+		spin_unlock(&node->lock);
+	}
 }
 
 /** dedupfs_lru_del - a page left the pool */

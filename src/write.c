@@ -21,7 +21,7 @@
 #include "pool.h"
 
 /**
- * dedupfs_touch_begin - an operation of ours moves the lower change counter
+ * dedupfs_touch - an operation of ours moves the lower change counter
  * @inode:	upper inode
  *
  * It changes no data (chmod, setxattr, link, ...): what is attached stays, if
@@ -29,7 +29,7 @@
  *
  * Context: may sleep.
  */
-void dedupfs_touch_begin(struct inode *inode)
+void dedupfs_touch(struct inode *inode)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct dedupfs_map *map;
@@ -39,11 +39,6 @@ void dedupfs_touch_begin(struct inode *inode)
 	map = dedupfs_map_of(di);
 	if (map)
 		dedupfs_track(map);
-}
-
-/** dedupfs_touch_end - the operation is over */
-void dedupfs_touch_end(struct inode *inode)
-{
 }
 
 /**

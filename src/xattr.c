@@ -64,11 +64,8 @@ static int dedupfs_xattr_set(const struct xattr_handler *handler, struct mnt_idm
 	err = mnt_want_write(lower.mnt);
 	if (err)
 		return err;
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_begin(inode);
+	dedupfs_touch(inode);
 	err = change_lower(lower.dentry, name, value, size, flags);
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_end(inode);
 	mnt_drop_write(lower.mnt);
 	dedupfs_copy_attr(inode);
 	return err;
@@ -138,14 +135,11 @@ int dedupfs_set_acl(struct mnt_idmap *idmap, struct dentry *dentry,
 	err = mnt_want_write(lower.mnt);
 	if (err)
 		return err;
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_begin(inode);
+	dedupfs_touch(inode);
 	if (acl)
 		err = vfs_set_acl(&nop_mnt_idmap, lower.dentry, acl_name(type), acl);
 	else
 		err = vfs_remove_acl(&nop_mnt_idmap, lower.dentry, acl_name(type));
-	if (S_ISREG(inode->i_mode))
-		dedupfs_touch_end(inode);
 	mnt_drop_write(lower.mnt);
 	dedupfs_copy_attr(inode);
 	return err;

@@ -53,9 +53,12 @@
 
 #include "kselftest_harness.h"
 
-/* Emulation is slow. */
+/* Emulation is slow, and a debug kernel under it slower by TIME_FACTOR. */
+#ifndef TIME_FACTOR
+#define TIME_FACTOR 1
+#endif
 #undef TEST_TIMEOUT_DEFAULT
-#define TEST_TIMEOUT_DEFAULT 110
+#define TEST_TIMEOUT_DEFAULT (110 * TIME_FACTOR)
 
 #define __maybe_unused	__attribute__((unused))
 #define PAGE		4096UL

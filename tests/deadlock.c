@@ -28,7 +28,7 @@ FIXTURE_SETUP(files)
 	self->up_a = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
 	ASSERT_NE(MAP_FAILED, self->up_a);
 	signal(SIGALRM, on_alarm);
-	alarm(20);
+	alarm(20 * TIME_FACTOR);
 }
 
 FIXTURE_TEARDOWN(files)
@@ -150,7 +150,7 @@ TEST_F(files, opposite_order)
 		pid[i] = fork();
 		if (pid[i])
 			continue;
-		alarm(20);
+		alarm(20 * TIME_FACTOR);
 		px = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
 		py = map_file(up("y"), SIZE, PROT_READ, MAP_SHARED);
 		if (i == 0)

@@ -116,7 +116,7 @@ FIXTURE_TEARDOWN(pool)
 	unlink(low("other1"));
 }
 
-TEST_F_TIMEOUT(pool, gives_way_to_demand, 200)
+TEST_F_TIMEOUT(pool, gives_way_to_demand, 200 * TIME_FACTOR)
 {
 	long killed = vmstat("oom_kill"), full, after;
 	int status;
