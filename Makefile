@@ -36,7 +36,7 @@ kbuild = $(MAKE) $(jobs) --no-print-directory -C $(KDIR) M=$(out) DEDUPFS_TOP=$(
 
 .DEFAULT_GOAL := modules
 .PHONY: modules prepare install uninstall dkms-install dkms-remove setup \
-	check tests style demo bench clean distclean help
+	check check-debug torture mutants tests style demo bench clean distclean help
 
 modules: prepare
 	+@flock $(out)/.lock $(kbuild) modules
@@ -87,6 +87,23 @@ setup:
 check:
 	@scripts/check $(if $(K),-k $(K)) $(if $(FS),-f $(FS)) $(T)
 
+# KASAN, lockdep, kmemleak and fault injection; builds that kernel first.
+check-debug:
+	@scripts/setup
+	@scripts/debug-kernel
+	@scripts/check -k debug -x 6 -m 2G $(if $(FS),-f $(FS)) $(T)
+
+# T=30m, 90s, 2h or seconds.
+seconds = $(shell n=$$(echo '$(1)' | sed -n 's/^\([0-9][0-9]*\)h$$/\1*3600/p; s/^\([0-9][0-9]*\)m$$/\1*60/p; s/^\([0-9][0-9]*\)s*$$/\1/p'); \
+	    [ -z "$$n" ] || echo $$(($$n)))
+torture:
+	@test -n '$(call seconds,$(or $(T),60))' || { echo 'torture: T=$(T) is no time: 30m, 90s, 2h' >&2; exit 2; }
+	@TORTURE_SECONDS=$(call seconds,$(or $(T),60)) TORTURE_SEED=$(SEED) \
+		scripts/check $(if $(K),-k $(K)) $(if $(FS),-f $(FS)) $(if $(CPUS),-c $(CPUS)) torture
+
+mutants:
+	@scripts/mutants $(if $(K),-k $(K)) $(T)
+
 ifneq ($(wildcard scripts/demo),)
 demo:
 	@scripts/demo
@@ -107,7 +124,7 @@ $(tests_dir)/%: tests/%.c $(wildcard tests/*.h)
 	@rm -f $@
 	@echo "  CC      $@"
 	@$(or $(CC),cc) -O2 -g -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
-		-Wno-missing-field-initializers -pthread -Ibuild/kselftest -DTIME_FACTOR=$(TIME_FACTOR) \
+		-Wno-missing-field-initializers -Wno-clobbered -pthread -Ibuild/kselftest -DTIME_FACTOR=$(TIME_FACTOR) \
 		-o $@.$$$$ $< && mv -f $@.$$$$ $@ || \
 		{ rm -f $@.$$$$; exit 1; }
 
@@ -131,6 +148,12 @@ help:
 	@echo 'make check            all tests: kernels 6.1 and 6.12, XFS and btrfs'
 	@echo '     T=name           ... only tests/name'
 	@echo '     K=6.12  FS=xfs   ... only on that kernel, that filesystem'
+	@echo 'make check-debug      all tests on a kernel with KASAN and lockdep; hours'
+	@echo 'make torture          stamped blocks, changed from all sides at once'
+	@echo '     T=30m            ... that long (60 s); 90s, 2h'
+	@echo '     SEED=number      ... with the choices of an earlier run'
+	@echo '     CPUS=2           ... in a guest with two processors'
+	@echo 'make mutants          break each rule on purpose: do the tests notice?'
 	@echo 'make style            checkpatch --strict on all sources'
 	@$(if $(wildcard scripts/demo),echo 'make demo             see it work in a guest')
 	@$(if $(wildcard scripts/bench),echo 'make bench            measure it in a guest')

@@ -20,6 +20,7 @@
 #define COMPAT_NR_SWAPON	87
 
 #define OPEN_ONLY_FLAGS	(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC)
+#define SETFL_FLAGS	(O_APPEND | O_NONBLOCK | O_NDELAY | O_DIRECT)
 
 /*
  * By the name that was opened.  Before 6.8 an overlayfs above opens our files
@@ -32,6 +33,20 @@ static struct dentry *lower_dentry_of(struct file *file)
 	if (likely(file->f_path.dentry->d_sb == inode->i_sb))
 		return dget(dedupfs_lower_dentry(file->f_path.dentry));
 	return d_find_any_alias(dedupfs_lower(inode));
+}
+
+/* fcntl(F_SETFL) changes the upper file alone. */
+static struct file *with_flags_of(const struct file *file, struct file *lower)
+{
+	unsigned int flags = READ_ONCE(file->f_flags) & SETFL_FLAGS;
+
+	if (likely(flags == (READ_ONCE(lower->f_flags) & SETFL_FLAGS)))
+		return lower;
+	spin_lock(&lower->f_lock);
+	lower->f_flags = (lower->f_flags & ~SETFL_FLAGS) | flags;
+	lower->f_iocb_flags = iocb_flags(lower);
+	spin_unlock(&lower->f_lock);
+	return lower;
 }
 
 /**
@@ -48,7 +63,7 @@ struct file *dedupfs_lower_file(struct file *file)
 	struct path path;
 
 	if (lower)
-		return lower;
+		return with_flags_of(file, lower);
 	path.mnt = DEDUPFS_SB(file_inode(file)->i_sb)->lower.mnt;
 	path.dentry = lower_dentry_of(file);
 	if (!path.dentry)

@@ -287,6 +287,14 @@ __maybe_unused static double now(void)
 	return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
+/* A number from the environment. */
+__maybe_unused static int number(const char *key, int otherwise)
+{
+	const char *v = getenv(key);
+
+	return v && *v ? atoi(v) : otherwise;
+}
+
 __maybe_unused __attribute__((format(printf, 1, 2)))
 static int shell(const char *fmt, ...)
 {

@@ -144,7 +144,8 @@ TEST(from_and_into_mappings)
 
 static void flags(void)
 {
-	int fd;
+	loff_t from = 100;
+	int fd, out;
 
 	buf = aligned_alloc(PAGE, SIZE);
 	make_pooled("a", SIZE, 1);
@@ -156,6 +157,11 @@ static void flags(void)
 	VAL(pread(fd, buf, PAGE, PAGE));
 	say("%lx", hash(buf, PAGE, 1));
 	VAL(pwrite(fd, buf, PAGE, 2 * PAGE));
+	/* The lower file must have it as well: it is what is copied from. */
+	out = open("out", O_WRONLY | O_CREAT | O_TRUNC, 0644);
+	VAL(copy_file_range(fd, &from, out, NULL, 1000, 0));
+	say_file("out");
+	close(out);
 	DO(fcntl(fd, F_SETFL, 0));
 	VAL(pread(fd, buf, 100, 3));
 	say("%lx", hash(buf, 100, 1));

@@ -109,6 +109,62 @@ TEST_F(frozen, settles_what_was_written)
 	EXPECT_EQ(-1, check_file(up("twin"), SIZE, 1));
 }
 
+/* From a pipe, whose lock it takes. */
+static pid_t splicer(int from, const char *path, int policy)
+{
+	struct sched_param param = { .sched_priority = policy == SCHED_FIFO };
+	pid_t pid = fork();
+	int fd;
+
+	if (pid)
+		return pid;
+	sched_setscheduler(0, policy, &param);
+	fd = open(path, O_WRONLY);
+	_exit(splice(from, NULL, fd, NULL, PAGE, 0) != PAGE);
+}
+
+/*
+ * A splice to the lower file asks for freeze protection, then for the pipe.
+ * One through the mount must not do so the other way round: with the pipe
+ * locked it would wait for a freeze that waits for the one below.
+ */
+TEST_F(frozen, waits_for_splices_in_one_order)
+{
+	int lower = open(low("."), O_RDONLY), pipes[2], i;
+	pid_t above, below, freezer, feeder;
+
+	ASSERT_EQ(0, pipe(pipes));
+	/* Both are woken when there is something in the pipe: this one runs first. */
+	above = splicer(pipes[0], up("a"), SCHED_FIFO);
+	usleep(200000);
+	below = splicer(pipes[0], low("twin"), SCHED_IDLE);
+	usleep(200000);
+	freezer = fork();
+	if (!freezer)
+		_exit(ioctl(lower, FIFREEZE, 0) != 0);
+	EXPECT_FALSE(ended(freezer, 400)) TH_LOG("a writer was not waited for");
+	feeder = fork();
+	if (!feeder) {
+		char *page = aligned_alloc(PAGE, PAGE);
+
+		for (i = 0; i < 2; i++) {
+			write(pipes[1], page, PAGE);
+			usleep(200000);
+		}
+		_exit(0);
+	}
+	EXPECT_TRUE(ended(freezer, 8000 * TIME_FACTOR)) TH_LOG("deadlock");
+	/* If so, this ends it. */
+	kill(below, SIGKILL);
+	if (ioctl(lower, FITHAW, 0)) {
+		usleep(500000);
+		EXPECT_EQ(0, ioctl(lower, FITHAW, 0));
+	}
+	EXPECT_TRUE(ended(above, 5000 * TIME_FACTOR));
+	EXPECT_TRUE(ended(feeder, 5000 * TIME_FACTOR));
+	ended(below, 1000);
+}
+
 TEST_F(frozen, needs_privilege)
 {
 	ASSERT_EQ(0, setresuid(65534, 65534, 65534));

@@ -470,13 +470,6 @@ static void dropper(void)
 	_exit(0);
 }
 
-static int number(const char *key, int otherwise)
-{
-	const char *v = getenv(key);
-
-	return v && *v ? atoi(v) : otherwise;
-}
-
 TEST(stamped_blocks)
 {
 	int workers = number("WORKERS", 6), seconds = number("SECONDS", 45), i, status;
