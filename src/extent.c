@@ -762,6 +762,24 @@ bool dedupfs_lower_dirty(struct inode *lower)
 	       mapping_tagged(lower->i_mapping, PAGECACHE_TAG_WRITEBACK);
 }
 
+/**
+ * dedupfs_lower_failed - did write-back of the file ever fail?
+ * @lower:	lower inode
+ *
+ * Its page cache may then hold clean pages that are not what its blocks hold,
+ * and the file shows those pages: nothing new is pooled, until the lower inode
+ * goes, and its pages with it.
+ */
+bool dedupfs_lower_failed(struct inode *lower)
+{
+	/*
+	 * The error is set before write-back ends: one who found the pages
+	 * clean, and then no error, has pages that are true.
+	 */
+	smp_rmb();
+	return READ_ONCE(lower->i_mapping->wb_err);
+}
+
 /** dedupfs_foreign_mapping - is the lower file mapped for writing, and not through us? */
 bool dedupfs_foreign_mapping(struct dedupfs_map *map)
 {
@@ -1421,10 +1439,14 @@ static bool still_true(struct window *w)
 		return false;
 	if (READ_ONCE(w->map->baseline) != w->baseline || !dedupfs_map_valid(w->map))
 		return false;
-	if (!READ_ONCE(w->map->tracked))
-		return !dedupfs_lower_dirty(lower);
-	/* Dirty pages of a tracked file are ours, and elsewhere. */
-	return clean_pages(lower, w->index, w->nr) == w->nr;
+	if (!READ_ONCE(w->map->tracked)) {
+		if (dedupfs_lower_dirty(lower))
+			return false;
+	} else if (clean_pages(lower, w->index, w->nr) != w->nr) {
+		/* Dirty pages of a tracked file are ours, and elsewhere. */
+		return false;
+	}
+	return !dedupfs_lower_failed(lower);
 }
 
 /*
@@ -1769,6 +1791,8 @@ static int populate_once(struct window *w, pgoff_t index, pgoff_t nr)
 
 	if (index >= pages)
 		return 0;
+	if (dedupfs_lower_failed(di->lower))
+		return DEDUPFS_UNRESOLVED;
 	nr = min(nr, pages - index);
 	w->change_seq = atomic_read(&w->map->change_seq);
 	if (atomic_read(&w->map->changing))

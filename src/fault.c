@@ -256,7 +256,8 @@ static bool unstable_now(struct dedupfs_inode *di)
 {
 	struct dedupfs_map *map = READ_ONCE(di->map);
 
-	if (map && time_before(jiffies, READ_ONCE(map->unstable_until)))
+	if (dedupfs_lower_failed(di->lower) ||
+	    (map && time_before(jiffies, READ_ONCE(map->unstable_until))))
 		return true;
 	return dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->tracked));
 }

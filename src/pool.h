@@ -59,6 +59,7 @@ void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time);
 bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next);
 void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block);
 bool dedupfs_lower_dirty(struct inode *lower);
+bool dedupfs_lower_failed(struct inode *lower);
 pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max);
 bool dedupfs_foreign_mapping(struct dedupfs_map *map);
 

@@ -288,11 +288,11 @@ __maybe_unused static double now(void)
 }
 
 /* A number from the environment. */
-__maybe_unused static int number(const char *key, int otherwise)
+__maybe_unused static unsigned long number(const char *key, unsigned long otherwise)
 {
 	const char *v = getenv(key);
 
-	return v && *v ? atoi(v) : otherwise;
+	return v && *v ? strtoul(v, NULL, 0) : otherwise;
 }
 
 __maybe_unused __attribute__((format(printf, 1, 2)))
@@ -735,17 +735,21 @@ static void run_side(void (*ops)(void), const char *dir, bool is_dut)
 		dut = is_dut;
 		if (chdir(dir))
 			die("chdir %s", dir);
-		alarm(80);
+		alarm(80 * TIME_FACTOR);
 		ops();
 		fflush(NULL);
 		_exit(0);
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid)
 		die("fork");
-	if (WIFSIGNALED(status))
+	if (WIFSIGNALED(status)) {
 		say("killed by %s", strsignal(WTERMSIG(status)));
-	else
+		/* die() or a hang on both sides is not the same result: there is none. */
+		if (WTERMSIG(status) == SIGABRT || WTERMSIG(status) == SIGALRM)
+			say("no result of the %s", is_dut ? "mount" : "lower filesystem");
+	} else {
 		say("exit status %d", WEXITSTATUS(status));
+	}
 	rm_rf(dir);
 }
 

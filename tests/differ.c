@@ -2262,13 +2262,6 @@ static void start(const char *name, int nr, struct history *h)
 	tick();
 }
 
-static unsigned long number(const char *key, unsigned long otherwise)
-{
-	const char *v = getenv(key);
-
-	return v && *v ? strtoul(v, NULL, 0) : otherwise;
-}
-
 static bool over(void)
 {
 	return c->stop || now() > c->end || history->step >= number("DIFFER_STEPS", -1UL);
