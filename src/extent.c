@@ -27,6 +27,9 @@
 #include <linux/slab.h>
 #include "pool.h"
 
+#define CREATE_TRACE_POINTS
+#include "trace.h"
+
 static u64 block_first(struct dedupfs_extent *ext)
 {
 	return ext->block;
@@ -361,6 +364,7 @@ static bool detach(struct dedupfs_map *map, pgoff_t first, pgoff_t *to)
 	u64 block;
 
 	lockdep_assert_held_write(&pool->sem);
+	trace_dedupfs_detach(map->lower, first, last);
 	while ((ext = extent_at_or_after(map, first)) && ext->index <= last) {
 		index = max(ext->index, first);
 		end = ext->index + ext->nr;
@@ -394,8 +398,8 @@ static bool detach(struct dedupfs_map *map, pgoff_t first, pgoff_t *to)
 	return attached;
 }
 
-/* Is anything attached in [first, last]? */
-static bool any_attached(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
+/* Is anything known of [first, last] that a change would make untrue? */
+static bool any_known(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 {
 	struct dedupfs_extent *ext;
 	bool found = false;
@@ -403,7 +407,7 @@ static bool any_attached(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 	spin_lock(&map->lock);
 	for (ext = extent_at_or_after(map, first); ext && ext->index <= last && !found;
 	     ext = rb_entry_safe(rb_next(&ext->file_node), struct dedupfs_extent, file_node))
-		found = ext->reason == DEDUPFS_POOLED;
+		found = ext->reason != DEDUPFS_PLAIN;
 	spin_unlock(&map->lock);
 	return found;
 }
@@ -436,7 +440,7 @@ void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 	/* Whoever is attaching is through, or sees that we are changing. */
 	mutex_lock(&map->attach_mutex);
 	mutex_unlock(&map->attach_mutex);
-	if (!any_attached(map, first, last) && !atomic_read(&map->zaps))
+	if (!any_known(map, first, last) && !atomic_read(&map->zaps))
 		return;
 	atomic_inc(&map->zaps);
 	down_write(&pool->sem);
@@ -823,13 +827,14 @@ static int sample(struct dedupfs_map *map, bool dirty_is_ours, u64 *counter)
 {
 	struct inode *lower = map->lower;
 
+	/* First: who moves it before this shows in one of the others. */
+	*counter = inode_query_iversion(lower);
 	if (atomic_read(&lower->i_dio_count) || dedupfs_foreign_mapping(map))
 		return DEDUPFS_UNSTABLE;
 	if (atomic_read(&map->changing))
 		return DEDUPFS_CHANGING;
 	if (!dirty_is_ours && dedupfs_lower_dirty(lower))
 		return DEDUPFS_DIRTY;
-	*counter = inode_query_iversion(lower);
 	return 0;
 }
 
@@ -1490,8 +1495,12 @@ static int attach(struct window *w, struct dedupfs_fill *fill)
 				goto out;
 		}
 	}
-	for (i = 0, err = 0; i < w->nr_ranges && !err; i++)
+	for (i = 0, err = 0; i < w->nr_ranges && !err; i++) {
 		err = insert_range(w, &w->ranges[i]);
+		if (!err && w->ranges[i].reason == DEDUPFS_POOLED)
+			trace_dedupfs_attach(w->di->lower, w->ranges[i].index, w->ranges[i].nr,
+					     w->ranges[i].block, fill);
+	}
 	if (err) {
 		detach_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
 		goto out;
@@ -1633,7 +1642,10 @@ static bool held_below(struct window *w)
 		return false;
 	/* References of mappings are not to be counted. */
 	unmap_mapping_pages(mapping, index, end - index, false);
-	for (; index < end && !held; index++) {
+	/* Only what is there: the window of a sparse file has no bounds. */
+	for (; index < end && !held && xa_find(&mapping->i_pages, &index, end - 1, XA_PRESENT);
+	     index++) {
+		cond_resched();
 		folio = filemap_get_folio(mapping, index);
 		if (IS_ERR(folio))
 			continue;
@@ -1647,17 +1659,11 @@ static bool held_below(struct window *w)
 	return held;
 }
 
-/* Does a range say what FIEMAP would, and not what is in the way now? */
-static bool lasting(int reason)
-{
-	return reason == DEDUPFS_POOLED || reason == DEDUPFS_PLAIN ||
-	       reason == DEDUPFS_HOLE || reason == DEDUPFS_UNWRITTEN;
-}
-
 /*
- * Where an unmoved counter means an unmoved mapping, what the map knows of the
- * window's first @nr pages is as good as a FIEMAP.  Return: the number of
- * ranges, 0 where the map does not know all of it.
+ * Where an unmoved counter means an unmoved mapping, a map that has all of the
+ * window's first @nr pages attached is as good as a FIEMAP.  (What is not
+ * shared can become so without a move: a clone of a clone's source.)
+ * Return: the number of ranges, 0 where FIEMAP must be asked.
  */
 static int resolve_from_map(struct window *w, pgoff_t nr)
 {
@@ -1665,11 +1671,11 @@ static int resolve_from_map(struct window *w, pgoff_t nr)
 	unsigned int n = 0;
 	pgoff_t pos, end = w->index + nr;
 
-	if (!w->pool->counter_tells_mapping)
+	if (!w->pool->counter_tells_mapping || IS_SWAPFILE(w->di->lower))
 		return 0;
 	for (pos = w->index; pos < end; pos = r.index + r.nr) {
 		if (n == ARRAY_SIZE(w->ranges) || !dedupfs_map_lookup(w->map, pos, &r) ||
-		    !lasting(r.reason))
+		    r.reason != DEDUPFS_POOLED)
 			return 0;
 		push_range(w->ranges, &n, pos, min(r.index + r.nr, end), r.block, r.reason);
 	}
@@ -1853,6 +1859,7 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
 	if (err == -EAGAIN || err == -ESTALE)
 		err = DEDUPFS_FOREIGN;
 	window_free(w);
+	trace_dedupfs_populate(di->lower, index, nr, err);
 	dedupfs_shrink_to_limit(pool);
 	return err;
 }
@@ -1898,7 +1905,7 @@ static bool any_poolable(struct window *w, pgoff_t pages)
 static void attach_found(struct window *w, u64 counter)
 {
 	w->map = dedupfs_map_get(w->di);
-	if (!w->map || !w->nr_ranges)
+	if (!w->map || !w->nr_ranges || w->nr > DEDUPFS_RESOLVE_PAGES)
 		return;
 	w->change_seq = atomic_read(&w->map->change_seq);
 	if (atomic_read(&w->map->changing) || baseline(w->map) ||

@@ -94,7 +94,7 @@ static unsigned int neighbourhood(struct dedupfs_inode *di, pgoff_t index)
 	unsigned int nr = FAULT_AROUND;
 
 	if (index && index == READ_ONCE(di->around_next))
-		nr = min(READ_ONCE(di->around_nr) * 2, FAULT_AROUND_MAX);
+		nr = clamp(READ_ONCE(di->around_nr) * 2, FAULT_AROUND, FAULT_AROUND_MAX);
 	WRITE_ONCE(di->around_nr, nr);
 	return nr;
 }
@@ -109,7 +109,7 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 	unsigned int slot = (addr >> PAGE_SHIFT) % FAULT_AROUND, before, want, n, done;
 	struct page *pages[FAULT_AROUND];
 	struct dedupfs_range around = *r;
-	bool tail;
+	bool tail = false;
 	int err;
 
 	/* A page table must be made with care: the lower page cache brings one. */
@@ -257,7 +257,8 @@ static bool unstable_now(struct dedupfs_inode *di)
 	struct dedupfs_map *map = READ_ONCE(di->map);
 
 	if (dedupfs_lower_failed(di->lower) ||
-	    (map && time_before(jiffies, READ_ONCE(map->unstable_until))))
+	    (map && (atomic_read(&map->changing) ||
+		     time_before(jiffies, READ_ONCE(map->unstable_until)))))
 		return true;
 	return dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->tracked));
 }

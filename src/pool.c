@@ -133,23 +133,21 @@ bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page)
 	return xa_load(&pool->entries, page->index) == entry_make(page);
 }
 
-/**
- * dedupfs_pool_any - is there any published page in a range of blocks?
- * @pool:	pool
- * @block:	first physical block, in pages
- * @nr:		blocks
- *
- * A page that is being filled may be given up, and freed, under our eyes: then
- * the answer is a wrong yes at worst.
- */
+/** dedupfs_pool_any - is there any published page in a range of blocks? */
 bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
 {
 	unsigned long index;
+	struct page *page;
+	bool filling;
 	void *entry;
 
-	xa_for_each_range(&pool->entries, index, entry, block, block + nr - 1)
-		if (!page_filling(entry_page(entry)))
+	xa_for_each_range(&pool->entries, index, entry, block, block + nr - 1) {
+		page = dedupfs_pool_find(pool, index, &filling);
+		if (page)
+			put_page(page);
+		if (page && !filling)
 			return true;
+	}
 	return false;
 }
 
@@ -595,10 +593,10 @@ void dedupfs_fill_publish(struct dedupfs_fill *fill)
 		unlock_page(page);
 		fill->pages[n++] = page;
 	}
+	atomic_long_add(n, &pool->nr_pages);
 	/* Detach waits for pool->sem; evict knows pages by their lists. */
 	dedupfs_lru_add(pool, fill->pages, n);
 	fill->published = n;
-	atomic_long_add(n, &pool->nr_pages);
 	dedupfs_count(pool, DEDUPFS_FILLS, n);
 	dedupfs_count(pool, DEDUPFS_FILL_BYTES, (u64)n << PAGE_SHIFT);
 }

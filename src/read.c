@@ -12,6 +12,7 @@
 
 #include <linux/fadvise.h>
 #include <linux/file.h>
+#include <linux/kasan.h>
 #include <linux/pagemap.h>
 #include <linux/slab.h>
 #include <linux/splice.h>
@@ -234,7 +235,8 @@ static size_t copy_pages(struct page **pages, size_t pos, size_t bytes, struct i
 	while (done < bytes) {
 		i = (pos + done) >> PAGE_SHIFT;
 		end = (size_t)(i + 1) << PAGE_SHIFT;
-		if (!IS_ENABLED(CONFIG_HIGHMEM))
+		/* (A pipe takes pages, not copies, before 6.5.) */
+		if (!IS_ENABLED(CONFIG_HIGHMEM) && user_backed_iter(iter))
 			for (k = i; end < pos + bytes &&
 			     page_to_pfn(pages[k + 1]) == page_to_pfn(pages[k]) + 1; k++)
 				end += PAGE_SIZE;
@@ -243,8 +245,8 @@ static size_t copy_pages(struct page **pages, size_t pos, size_t bytes, struct i
 			copied = copy_page_to_iter(pages[i], offset_in_page(pos + done), part,
 						   iter);
 		else
-			copied = copy_to_iter(page_address(pages[i]) + offset_in_page(pos + done),
-					      part, iter);
+			copied = copy_to_iter(kasan_reset_tag(page_address(pages[i])) +
+					      offset_in_page(pos + done), part, iter);
 		done += copied;
 		if (copied < part)
 			break;
@@ -460,9 +462,10 @@ int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice)
 
 	if (advice == POSIX_FADV_WILLNEED && S_ISREG(inode->i_mode) && !plain &&
 	    !dedupfs_lower_dirty(di->lower)) {
-		if (offset < 0 || len < 0)
+		if (len < 0)
 			return -EINVAL;
-		willneed(inode, offset, len);
+		if (offset >= 0)
+			willneed(inode, offset, len);
 		return 0;
 	}
 	/* f_mapping and f_ra are all that it looks at. */

@@ -18,6 +18,7 @@
 #include <linux/slab.h>
 #include <linux/swap.h>
 #include "pool.h"
+#include "trace.h"
 
 #define SCAN_BATCH	16
 
@@ -158,6 +159,7 @@ static unsigned long scan_node(struct dedupfs_pool *pool, struct dedupfs_pool_no
 		scanned += n;
 	}
 	dedupfs_count(pool, DEDUPFS_EVICTIONS, freed);
+	trace_dedupfs_shrink(pool->lower_sb, nr_to_scan, freed, node->nr);
 	return freed;
 }
 

@@ -13,7 +13,9 @@
  */
 #define pr_fmt(fmt) "dedupfs: " fmt
 
+#include <linux/fsnotify.h>
 #include <linux/pagemap.h>
+#include <linux/pipe_fs_i.h>
 #include <linux/slab.h>
 #include <linux/splice.h>
 #include <linux/uio.h>
@@ -336,6 +338,19 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 	return ret;
 }
 
+/*
+ * Nothing of the file is pooled while it changes: an empty pipe is waited for
+ * before that.  Who is faster may still empty it.
+ */
+static int wait_for_data(struct pipe_inode_info *pipe, unsigned int flags)
+{
+	if (flags & SPLICE_F_NONBLOCK)
+		return 0;
+	return wait_event_interruptible(pipe->rd_wait,
+					READ_ONCE(pipe->head) != READ_ONCE(pipe->tail) ||
+					!READ_ONCE(pipe->writers));
+}
+
 /**
  * dedupfs_splice_write - ->splice_write, for splice(2) and sendfile(2)
  * @pipe:	where from
@@ -363,6 +378,9 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 		return PTR_ERR(lower);
 	if (!len)
 		return 0;
+	ret = wait_for_data(pipe, flags);
+	if (ret)
+		return ret;
 	file_start_write(lower);
 	start = write_start(inode, *ppos);
 	last = *ppos + len - 1;
@@ -371,6 +389,9 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 	dedupfs_change_end(inode, start, last);
 	file_end_write(lower);
 	dedupfs_copy_attr(inode);
+	/* Before 6.5 nobody else says so, and the lower file is silent. */
+	if (ret > 0)
+		fsnotify_modify(out);
 	return ret;
 }
 

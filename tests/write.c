@@ -5,6 +5,7 @@
  * below.
  */
 #include "common.h"
+#include <sys/inotify.h>
 
 #define SIZE	(40 * PAGE + 777)
 
@@ -273,6 +274,35 @@ static void spliced(void)
 	VAL(sendfile(fd, fd, &(off_t) { 0 }, 100));
 	say_both();
 	say_file("b");
+}
+
+/* What fcntl changed since the open holds for a splice, too; and it is told of. */
+static void spliced_elsewhere(void)
+{
+	int p[2], fd, watch = inotify_init1(IN_NONBLOCK);
+	struct inotify_event event = {};
+	loff_t off = 3 * PAGE;
+
+	make_pooled("a", SIZE, 1);
+	DO(pipe(p));
+	fd = open("a", O_WRONLY | O_APPEND);
+	fill(buf, 2 * PAGE, 5, 0);
+	VAL(write(p[1], buf, 2 * PAGE));
+	VAL(splice(p[0], NULL, fd, &off, PAGE, 0));
+	DO(fcntl(fd, F_SETFL, 0));
+	VAL(inotify_add_watch(watch, "a", IN_MODIFY));
+	VAL(splice(p[0], NULL, fd, &off, PAGE, 0));
+	VAL(read(watch, &event, sizeof(event)));
+	say("event %x", event.mask);
+	DO(fcntl(fd, F_SETFL, O_APPEND));
+	VAL(write(fd, buf, 10));
+	say_both();
+	close(watch);
+}
+
+TEST(splice_after_fcntl)
+{
+	SAME(spliced_elsewhere);
 }
 
 TEST(splice_and_sendfile_into)
