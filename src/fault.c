@@ -22,7 +22,8 @@
 #include <linux/sched/signal.h>
 #include "pool.h"
 
-#define FAULT_WAIT		HZ
+/* Longer than a busy disk takes; who deadlocks with himself waits it out once. */
+#define FAULT_WAIT		(3 * HZ)
 #define FAULT_TRIES		3
 #define FAULT_AROUND		16U
 #define FAULT_AROUND_MAX	128U

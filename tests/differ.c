@@ -1579,6 +1579,14 @@ static void op_write(void)
 		   st.st_ino != maps[m].ino;
 	if (from_map && len > maps[m].len)
 		len = maps[m].len;
+	/*
+	 * How much btrfs takes of a buffer that ends early depends on how many
+	 * pages this task has dirtied lately.
+	 */
+	if (btrfs && from_map && len > PAGE)
+		len = PAGE;
+	if (btrfs && !from_map && from + len > buf + BUF)
+		from = buf + BUF;
 	fill(buf, BUF, rnd(1 << 30), 0);
 	step("write %d (fd%d, %zu at %#lx, from %s%+ld) flags %x", how, slot, len, off,
 	     from_map ? "a mapping " : "", from_map ? m : from - buf, flags);
