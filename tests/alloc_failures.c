@@ -14,11 +14,12 @@
 
 static const char *const kinds[] = { "failslab", "fail_page_alloc" };
 
-static int set(const char *kind, const char *key, unsigned long value)
+static int set(const char *kind, const char *key, long value)
 {
 	char text[32];
 
-	snprintf(text, sizeof(text), "%#lx", value);
+	/* Addresses are unsigned, counts are not. */
+	snprintf(text, sizeof(text), strncmp(key, "require", 7) ? "%ld" : "%#lx", value);
 	return write_text(path_of("/sys/kernel/debug/%s/%s", kind, key), text);
 }
 
