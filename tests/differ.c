@@ -12,8 +12,8 @@
  * By one process; by several, each in a tree of its own; and by several in one
  * tree, taking turns in an order that follows from the seed.
  *
- * DIFFER_SEED repeats a run, DIFFER_SECONDS sets the length of all together,
- * DIFFER_STEPS ends each process after so many.
+ * DIFFER_SEED chooses what is done (0: anew each time), DIFFER_SECONDS sets the
+ * length of all together, DIFFER_STEPS ends each process after so many.
  */
 #include "common.h"
 #include <semaphore.h>
@@ -2372,7 +2372,7 @@ static bool run(const char *const *names, int workers, int trees, double seconds
 	char old[32] = "";
 	bool good = true;
 
-	seed = number("DIFFER_SEED", (uint64_t)time(NULL) * 1000 + getpid());
+	seed = number("DIFFER_SEED", 1) ?: (uint64_t)time(NULL) * 1000 + getpid();
 	c = mmap(NULL, sizeof(*c), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	fprintf(stderr, "# DIFFER_SEED=%lu\n", seed);
 	/* What is written back by itself moves times at the next store. */
