@@ -373,7 +373,11 @@ static vm_fault_t page_mkwrite(struct vm_fault *vmf)
 	if (WARN_ON_ONCE(!lower))
 		return VM_FAULT_SIGBUS;
 
-	sb_start_pagefault(inode->i_sb);
+	/*
+	 * No freeze protection of the mount's own: whoever reads from the lower
+	 * file into this mapping holds its i_rwsem, and our freeze waits for
+	 * that.  The lower filesystem, which is frozen with us, stops the store.
+	 */
 	if (READ_ONCE(page_folio(page)->mapping) != file->f_mapping) {
 		/*
 		 * A pool page, or one that was just truncated: the store comes
@@ -386,14 +390,11 @@ static vm_fault_t page_mkwrite(struct vm_fault *vmf)
 		} else {
 			unmap_mapping_pages(file->f_mapping, vmf->pgoff, 1, false);
 		}
-		ret = VM_FAULT_NOPAGE;
-		goto out;
+		return VM_FAULT_NOPAGE;
 	}
 	dedupfs_change_begin(inode, pos, pos + PAGE_SIZE - 1);
 	ret = lower_page_mkwrite(vmf, lower);
 	dedupfs_change_end(inode, pos, pos + PAGE_SIZE - 1);
-out:
-	sb_end_pagefault(inode->i_sb);
 	return ret;
 }
 
