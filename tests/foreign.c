@@ -469,6 +469,54 @@ TEST(freed_blocks_used_by_others)
 	EXPECT_LT(0, reused);
 }
 
+/*
+ * btrfs moves a file without a word: the counter stays, the old blocks go to
+ * another file.  Who was attached to them, without a page, must not get the
+ * other's.
+ */
+TEST(moved_in_silence)
+{
+	const size_t size = 256 * PAGE;
+	struct fiemap_extent was[8], is[8];
+	char *seen = malloc(size);
+	bool met = false;
+	int i, j, k, fd;
+	long n, m;
+
+	if (!btrfs)
+		SKIP(return, "XFS moves the counter");
+	make_file(low("y"), size, 1);
+	take_space(low("filler"), 24 * MiB);
+	n = fiemap(low("y"), was, 8);
+	ASSERT_LT(0, n);
+	fd = open(up("y"), O_RDONLY);
+	ASSERT_EQ(size, pread(fd, seen, size, 0));
+	ASSERT_EQ(-1, mismatch(seen, size, 1, 0));
+	/* Its pages go, and what is known of it stays. */
+	for (i = 0; i < 5; i++)
+		drop_caches("2");
+	/* (What cannot be compressed is written anew as it is.) */
+	ASSERT_EQ(0, shell("btrfs filesystem defragment -czstd -f %s", low("y")));
+	sync();
+	for (i = 0; i < 20 && !met; i++) {
+		make_file(low("z%d", i), size, 10 + i);
+		m = fiemap(low("z%d", i), is, 8);
+		for (j = 0; j < m; j++)
+			for (k = 0; k < n; k++)
+				met |= is[j].fe_physical < was[k].fe_physical + was[k].fe_length &&
+				       was[k].fe_physical < is[j].fe_physical + is[j].fe_length;
+		EXPECT_EQ(-1, check_file(up("z%d", i), size, 10 + i));
+		EXPECT_EQ(size, pread(fd, seen, size, 0));
+		EXPECT_EQ(-1, mismatch(seen, size, 1, 0));
+	}
+	EXPECT_TRUE(met) TH_LOG("its blocks were not used again: this proves nothing");
+	close(fd);
+	while (i--)
+		unlink(low("z%d", i));
+	unlink(low("y"));
+	unlink(low("filler"));
+}
+
 /* --- a writer beneath, against readers and fills --------------------------- */
 
 #define RACE_PAGES	64

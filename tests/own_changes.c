@@ -56,6 +56,38 @@ static bool read_is_changed(const char *path, int page)
 	return is;
 }
 
+/* Write a page and wait until it is on disk. */
+static void settle_page(const char *path, int page)
+{
+	int fd = open(path, O_RDWR);
+
+	write_all(fd, changed, PAGE, page * PAGE);
+	if (fsync(fd))
+		die("fsync %s", path);
+	close(fd);
+}
+
+/*
+ * A foreign change hides among ours, and leaves the extents as they were: the
+ * block lost its other owner, was overwritten in place, and has another now.
+ */
+TEST_F(clones, a_foreign_change_that_leaves_no_trace)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		settle_page(up("a"), 3 + i);
+		ASSERT_TRUE(read_is_changed(up("a"), 3 + i));
+		ASSERT_FALSE(read_is_changed(up("a"), self->page + i));
+		ASSERT_EQ(0, unlink(low("b")));
+		settle_page(low("a"), self->page + i);
+		make_clone(low("a"), low("b"));
+		ASSERT_EQ(0, chmod(up("a"), 0600 + i));
+		EXPECT_TRUE(read_is_changed(up("a"), self->page + i));
+		EXPECT_TRUE(read_is_changed(up("b"), self->page + i));
+	}
+}
+
 /* The neighbourhood that a fault maps must not bring back the old page. */
 TEST_F(clones, a_fault_beside_a_written_page)
 {
