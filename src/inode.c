@@ -429,6 +429,9 @@ const struct inode_operations dedupfs_special_iops = {
 	.permission	= dedupfs_permission,
 	.getattr	= dedupfs_getattr,
 	.setattr	= dedupfs_setattr,
+	/* XFS has an answer of its own; btrfs leaves it to the device. */
+	.fileattr_get	= dedupfs_fileattr_get,
+	.fileattr_set	= dedupfs_fileattr_set,
 	.listxattr	= dedupfs_listxattr,
 	DEDUPFS_ACL_OPS(dedupfs_get_inode_acl, dedupfs_set_acl),
 	.update_time	= DEDUPFS_UPDATE_TIME,

@@ -13,7 +13,7 @@
  * tree, taking turns in an order that follows from the seed.
  *
  * DIFFER_SEED chooses what is done (0: anew each time), DIFFER_SECONDS sets the
- * length of all together, DIFFER_STEPS ends each process after so many.
+ * length of all together, DIFFER_STEPS ends each part after so many (1000).
  */
 #include "common.h"
 #include <semaphore.h>
@@ -2272,7 +2272,7 @@ static void start(const char *name, int nr, struct history *h)
 
 static bool over(void)
 {
-	return c->stop || now() > c->end || history->step >= number("DIFFER_STEPS", -1UL);
+	return c->stop || now() > c->end || history->step >= number("DIFFER_STEPS", 1000);
 }
 
 static void worker(const char *name, int nr)

@@ -198,4 +198,31 @@ TEST(set_below_obeyed_above)
 	EXPECT_EQ(0, unlink(up("a")));
 }
 
+/* Files of other kinds, whose ioctls are somebody else's. */
+static void of_special_files(void)
+{
+	static const struct { const char *name; mode_t mode; dev_t dev; } made[] = {
+		{ "fifo", S_IFIFO | 0600, 0 },
+		{ "null", S_IFCHR | 0600, makedev(1, 3) },
+		{ "urandom", S_IFCHR | 0600, makedev(1, 9) },
+	};
+	struct fsxattr fx = {};
+	unsigned int i, flags;
+	int fd;
+
+	for (i = 0; i < ARRAY_SIZE(made); i++) {
+		DO(mknod(made[i].name, made[i].mode, made[i].dev));
+		fd = open(made[i].name, O_RDWR);
+		DO(ioctl(fd, FS_IOC_FSGETXATTR, &fx));
+		DO(ioctl(fd, FS_IOC_FSSETXATTR, &fx));
+		DO(ioctl(fd, FS_IOC_GETFLAGS, &flags));
+		close(fd);
+	}
+}
+
+TEST(special_files)
+{
+	SAME(of_special_files);
+}
+
 TEST_HARNESS_MAIN
