@@ -73,18 +73,32 @@ static void settle_page(const char *path, int page)
  */
 TEST_F(clones, a_foreign_change_that_leaves_no_trace)
 {
-	int i;
+	struct fiemap_extent was[8], is[8];
+	/* Far from ours: XFS takes space for copies in pieces of 32 blocks. */
+	int page = 100, i;
+	long n, m;
 
+	settle_page(up("a"), 3);
+	ASSERT_TRUE(read_is_changed(up("a"), 3));
 	for (i = 0; i < 2; i++) {
-		settle_page(up("a"), 3 + i);
-		ASSERT_TRUE(read_is_changed(up("a"), 3 + i));
-		ASSERT_FALSE(read_is_changed(up("a"), self->page + i));
-		ASSERT_EQ(0, unlink(low("b")));
-		settle_page(low("a"), self->page + i);
+		ASSERT_FALSE(read_is_changed(up("a"), page + i));
+		n = fiemap(low("a"), was, 8);
+		ASSERT_EQ(0, unlink(up("b")));
+		/* XFS frees what was deleted a little later. */
+		sync();
+		usleep(500000 * TIME_FACTOR);
+		settle_page(low("a"), page + i);
 		make_clone(low("a"), low("b"));
+		m = fiemap(low("a"), is, 8);
+		if (!btrfs) {
+			ASSERT_EQ(n, m);
+			for (m = 0; m < n; m++)
+				EXPECT_EQ(was[m].fe_physical, is[m].fe_physical)
+					TH_LOG("it was moved: this proves nothing");
+		}
 		ASSERT_EQ(0, chmod(up("a"), 0600 + i));
-		EXPECT_TRUE(read_is_changed(up("a"), self->page + i));
-		EXPECT_TRUE(read_is_changed(up("b"), self->page + i));
+		EXPECT_TRUE(read_is_changed(up("a"), page + i));
+		EXPECT_TRUE(read_is_changed(up("b"), page + i));
 	}
 }
 
