@@ -145,7 +145,7 @@ help:
 	@echo 'make install          install it for KVER (uninstall)'
 	@echo 'make dkms-install     have DKMS build it for each kernel (dkms-remove)'
 	@echo 'make setup            install what the tests need; Debian 12'
-	@echo 'make check            all tests: kernels 6.1 and 6.12, XFS and btrfs'
+	@echo 'make check            the tests: kernels 6.1 and 6.12, XFS and btrfs'
 	@echo '     T=name           ... only tests/name'
 	@echo '     K=6.12  FS=xfs   ... only on that kernel, that filesystem'
 	@echo 'make check-debug      all tests on a kernel with KASAN and lockdep; hours'

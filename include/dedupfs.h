@@ -23,6 +23,9 @@
  *
  * LOCK ORDER (outer first)
  *
+ *   freeze protection: the mount's, then the lower filesystem's; a fault takes
+ *                         the lower one only
+ *   pipe lock             (a splice has both freeze protections by then)
  *   upper inode i_rwsem
  *     lower inode i_rwsem, lower filesystem locks     (never from a fault)
  *   mmap_lock or the VMA lock
@@ -32,14 +35,15 @@
  *   map->fill_sem         read: a fill while it is in the lower filesystem;
  *                         write: sampling a baseline
  *     lower inode i_rwsem (trylock for the baseline; shared inside FIEMAP
- *                          and direct reads of the lower filesystem)
+ *                          and direct reads of the lower filesystem, and for a
+ *                          moment after a fill)
  *   pools_lock            (pool.c; a change, where there are several pools)
  *   pool page lock
  *     pool->sem           write: attach, detach, publish; read: evict
  *       map->attach_mutex (a change takes it without pool->sem)
  *       i_mmap_rwsem      (evict zaps while it walks the attached extents)
  *       map->lock         (also inside a mark's lock: mark.c)
- *       xa_lock of pool->entries
+ *       xa_lock of pool->entries, bucket locks of pool->maps
  *       pool_node->lock
  *
  * pool->sem is never held while a lower i_rwsem, a page lock, fill_sem or
@@ -448,6 +452,7 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter);
 long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len);
 void dedupfs_touch(struct inode *inode);
 int dedupfs_change_prepare(struct inode *inode);
+loff_t dedupfs_change_start(struct inode *inode, loff_t pos);
 void dedupfs_change_begin(struct inode *inode, loff_t start, loff_t last);
 void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last);
 int dedupfs_truncate_begin(struct inode *inode, loff_t start);

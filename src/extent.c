@@ -1438,20 +1438,19 @@ pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max)
 static bool still_true(struct window *w)
 {
 	struct inode *lower = w->di->lower;
+	bool clean;
 
 	if (atomic_read(&w->map->changing) ||
 	    atomic_read(&w->map->change_seq) != w->change_seq)
 		return false;
 	if (READ_ONCE(w->map->baseline) != w->baseline || !dedupfs_map_valid(w->map))
 		return false;
-	if (!READ_ONCE(w->map->tracked)) {
-		if (dedupfs_lower_dirty(lower))
-			return false;
-	} else if (clean_pages(lower, w->index, w->nr) != w->nr) {
-		/* Dirty pages of a tracked file are ours, and elsewhere. */
-		return false;
-	}
-	return !dedupfs_lower_failed(lower);
+	/* Dirty pages of a tracked file are ours, and elsewhere. */
+	if (READ_ONCE(w->map->tracked))
+		clean = clean_pages(lower, w->index, w->nr) == w->nr;
+	else
+		clean = !dedupfs_lower_dirty(lower);
+	return clean && !dedupfs_lower_failed(lower);
 }
 
 /*
@@ -1904,8 +1903,10 @@ static bool any_poolable(struct window *w, pgoff_t pages)
  */
 static void attach_found(struct window *w, u64 counter)
 {
+	if (!w->nr_ranges || w->nr > DEDUPFS_RESOLVE_PAGES)
+		return;
 	w->map = dedupfs_map_get(w->di);
-	if (!w->map || !w->nr_ranges || w->nr > DEDUPFS_RESOLVE_PAGES)
+	if (!w->map)
 		return;
 	w->change_seq = atomic_read(&w->map->change_seq);
 	if (atomic_read(&w->map->changing) || baseline(w->map) ||

@@ -229,24 +229,24 @@ static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index,
  */
 static size_t copy_pages(struct page **pages, size_t pos, size_t bytes, struct iov_iter *iter)
 {
-	size_t done = 0, part, end, copied;
+	size_t done = 0, at, part, end, copied;
 	unsigned int i, k;
 
 	while (done < bytes) {
-		i = (pos + done) >> PAGE_SHIFT;
+		at = pos + done;
+		i = at >> PAGE_SHIFT;
 		end = (size_t)(i + 1) << PAGE_SHIFT;
 		/* (A pipe takes pages, not copies, before 6.5.) */
 		if (!IS_ENABLED(CONFIG_HIGHMEM) && user_backed_iter(iter))
 			for (k = i; end < pos + bytes &&
 			     page_to_pfn(pages[k + 1]) == page_to_pfn(pages[k]) + 1; k++)
 				end += PAGE_SIZE;
-		part = min(end, pos + bytes) - (pos + done);
-		if (part <= PAGE_SIZE - offset_in_page(pos + done))
-			copied = copy_page_to_iter(pages[i], offset_in_page(pos + done), part,
-						   iter);
+		part = min(end, pos + bytes) - at;
+		if (part <= PAGE_SIZE - offset_in_page(at))
+			copied = copy_page_to_iter(pages[i], offset_in_page(at), part, iter);
 		else
 			copied = copy_to_iter(kasan_reset_tag(page_address(pages[i])) +
-					      offset_in_page(pos + done), part, iter);
+					      offset_in_page(at), part, iter);
 		done += copied;
 		if (copied < part)
 			break;

@@ -22,9 +22,7 @@ static bool is_ours(const struct file *file)
 /* What a remap can change: from the old end on, if it writes beyond that. */
 static void changed_range(struct inode *inode, loff_t pos, loff_t len, loff_t *start, loff_t *last)
 {
-	loff_t size = i_size_read(dedupfs_lower(inode));
-
-	*start = min(pos, max_t(loff_t, size - 1, 0));
+	*start = dedupfs_change_start(inode, pos);
 	if (!len || check_add_overflow(pos, len - 1, last))
 		*last = LLONG_MAX;
 }

@@ -59,6 +59,20 @@ int dedupfs_change_prepare(struct inode *inode)
 }
 
 /**
+ * dedupfs_change_start - where the change begins that an operation at @pos makes
+ * @inode:	regular upper inode
+ * @pos:	bytes, file offset
+ *
+ * Beyond the end of the file, its last page changes as well.
+ *
+ * Return: bytes, file offset.
+ */
+loff_t dedupfs_change_start(struct inode *inode, loff_t pos)
+{
+	return min(pos, max_t(loff_t, i_size_read(dedupfs_lower(inode)) - 1, 0));
+}
+
+/**
  * dedupfs_change_begin - an operation of ours changes data
  * @inode:	regular upper inode, prepared
  * @start:	bytes, file offset
@@ -279,17 +293,12 @@ ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter)
 	return ret;
 }
 
-/* What a write can change: up to the old end of the file, if it writes beyond it. */
-static loff_t write_start(struct inode *inode, loff_t pos)
-{
-	return min(pos, max_t(loff_t, i_size_read(dedupfs_lower(inode)) - 1, 0));
-}
-
 static void write_range(struct kiocb *iocb, struct iov_iter *iter, loff_t *start, loff_t *last)
 {
 	bool append = iocb->ki_flags & IOCB_APPEND;
 
-	*start = write_start(file_inode(iocb->ki_filp), append ? LLONG_MAX : iocb->ki_pos);
+	*start = dedupfs_change_start(file_inode(iocb->ki_filp),
+				      append ? LLONG_MAX : iocb->ki_pos);
 	*last = append ? LLONG_MAX : iocb->ki_pos + iov_iter_count(iter) - 1;
 }
 
@@ -382,7 +391,7 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 	if (ret)
 		return ret;
 	file_start_write(lower);
-	start = write_start(inode, *ppos);
+	start = dedupfs_change_start(inode, *ppos);
 	last = *ppos + len - 1;
 	dedupfs_change_begin(inode, start, last);
 	ret = iter_file_splice_write(pipe, lower, ppos, len, flags);
@@ -408,7 +417,7 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 {
 	struct file *lower = dedupfs_lower_file(file);
 	struct inode *inode = file_inode(file);
-	loff_t start = write_start(inode, offset), last = LLONG_MAX;
+	loff_t start = dedupfs_change_start(inode, offset), last = LLONG_MAX;
 	long ret;
 
 	if (IS_ERR(lower))

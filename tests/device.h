@@ -166,4 +166,15 @@ __maybe_unused static void forget_devices(void)
 	}
 }
 
+/* Whatever is there of a mount through, the one below it, and its device. */
+__maybe_unused static void tear_down(const char *through, const char *below, const char *name)
+{
+	umount2(through, MNT_DETACH);
+	umount_soon(below);
+	umount2(below, MNT_DETACH);
+	dm_remove(name);
+	if (btrfs)
+		forget_devices();
+}
+
 #endif

@@ -558,12 +558,7 @@ static int umount_both(void)
 
 static void clean_up(void)
 {
-	umount2(through, MNT_DETACH);
-	umount_soon(below);
-	umount2(below, MNT_DETACH);
-	dm_remove(NAME);
-	if (btrfs)
-		forget_devices();
+	tear_down(through, below, NAME);
 	unlink(image);
 	unlink(data);
 	unlink(cut_image);

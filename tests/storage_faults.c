@@ -277,22 +277,12 @@ static int mount_through(void)
 	return dut ? mount_on(below, through, NULL) : mount(below, through, NULL, MS_BIND, NULL);
 }
 
-static void clean_up(void)
-{
-	umount2(through, MNT_DETACH);
-	umount_soon(below);
-	umount2(below, MNT_DETACH);
-	dm_remove(NAME);
-	if (btrfs)
-		forget_devices();
-}
-
 /* Also where a test ended before its teardown. */
 __attribute__((destructor))
 static void at_end(void)
 {
 	if (getpid() == main_pid && spare)
-		clean_up();
+		tear_down(through, below, NAME);
 }
 
 /* "a" and "b" share their blocks, "u" shares nothing. */
@@ -300,7 +290,7 @@ static void start(void)
 {
 	struct dm_line line[1];
 
-	clean_up();
+	tear_down(through, below, NAME);
 	nr_bad = 0;
 	snprintf(device, sizeof(device), "%s", dm_make(NAME, line, make_table(line, false)));
 	if (shell("mkfs.%s -q -f -K %s %s >/dev/null", btrfs ? "btrfs" : "xfs",
@@ -444,7 +434,7 @@ FIXTURE_SETUP(fault)
 
 FIXTURE_TEARDOWN(fault)
 {
-	clean_up();
+	tear_down(through, below, NAME);
 }
 
 /* --- reads ------------------------------------------------------------------ */
