@@ -118,9 +118,14 @@ static void check_read(int i, bool direct)
 	if (fd < 0)
 		broken("open", i);
 	n = pread(fd, buf, sizeof(buf), 0);
+	if (n < 0)
+		broken(direct ? "direct read" : "read", i);
+	if (n != (ssize_t)(f->blocks * PAGE)) {
+		fprintf(stderr, "# %zd bytes of %lu\n", n, f->blocks * PAGE);
+		errno = 0;
+		broken(direct ? "size of a direct read of" : "size of a read of", i);
+	}
 	close(fd);
-	if (n != (ssize_t)(f->blocks * PAGE))
-		broken("size of a read of", i);
 	for (b = 0; b < f->blocks; b++)
 		check_block(direct ? "direct read" : "read", i, b, buf + b * PAGE);
 }
