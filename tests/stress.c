@@ -117,15 +117,18 @@ static void check_read(int i, bool direct)
 	fd = open(name(i), O_RDONLY | (direct ? O_DIRECT : 0));
 	if (fd < 0)
 		broken("open", i);
-	n = pread(fd, buf, sizeof(buf), 0);
+	/*
+	 * XFS fails a direct read that meets space which it keeps for later
+	 * writes, and that is beyond the end of the file: read no further.
+	 */
+	n = pread(fd, buf, direct ? f->blocks * PAGE : sizeof(buf), 0);
 	if (n < 0)
 		broken(direct ? "direct read" : "read", i);
+	close(fd);
 	if (n != (ssize_t)(f->blocks * PAGE)) {
-		fprintf(stderr, "# %zd bytes of %lu\n", n, f->blocks * PAGE);
 		errno = 0;
 		broken(direct ? "size of a direct read of" : "size of a read of", i);
 	}
-	close(fd);
 	for (b = 0; b < f->blocks; b++)
 		check_block(direct ? "direct read" : "read", i, b, buf + b * PAGE);
 }
