@@ -211,6 +211,9 @@ static inline int vfs_set_acl(struct mnt_idmap *idmap, struct dentry *dentry,
 #ifndef DEDUPFS_HAVE_COPY_SPLICE_READ
 #define copy_splice_read	generic_file_splice_read
 #define filemap_splice_read	generic_file_splice_read
+#define SPLICE_CALLS_READ_ITER	true
+#else
+#define SPLICE_CALLS_READ_ITER	false
 #endif
 
 #ifndef DEDUPFS_HAVE_VFS_SPLICE_READ

@@ -27,7 +27,9 @@
  *                         the lower one only
  *   pipe lock             (a splice has both freeze protections by then)
  *   upper inode i_rwsem
- *     lower inode i_rwsem, lower filesystem locks     (never from a fault)
+ *     lower inode i_rwsem, lower filesystem locks     (never from a fault; a
+ *                         read of the lower page cache holds it shared, and
+ *                         none of ours, with page faults disabled)
  *   mmap_lock or the VMA lock
  *     map->zap_sem        read: a fault while it maps pool pages (trylock);
  *                         write: taken and dropped by a detach before it zaps
@@ -134,6 +136,9 @@ struct dedupfs_pool_node {
  *		means a mapping that did not move; false on btrfs
  * @needs_shared_flag: (XFS) only extents with FIEMAP_EXTENT_SHARED can be
  *		pooled; on btrfs every regular extent is copy-on-write
+ * @reads_locked: (XFS) who reads the lower page cache holds the lower i_rwsem:
+ *		what takes pages out of it may zero a part of a large folio
+ *		first, also for bytes that stay (a dedupe, a clone, a shift)
  * @fiemap_sync: (btrfs) FIEMAP is right only with FIEMAP_FLAG_SYNC
  * @observer:	the FIEMAP observer passed its self-test; else all is plain
  * @entries:	physical block -> PFN entry (pool.c explains the bits)
@@ -152,6 +157,7 @@ struct dedupfs_pool {
 	char *domain;
 	bool counter_tells_mapping;
 	bool needs_shared_flag;
+	bool reads_locked;
 	bool fiemap_sync;
 	bool observer;
 

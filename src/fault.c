@@ -323,6 +323,23 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	return filemap_fault(vmf);
 }
 
+/*
+ * filemap_map_pages(), but for pages that are being taken out of the cache: a
+ * part of a large folio may be zeroed first, for bytes that are to stay.
+ */
+static vm_fault_t map_cached_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
+{
+	struct address_space *mapping = vmf->vma->vm_file->f_mapping;
+	vm_fault_t ret;
+
+	/* (It may be called under RCU, and must not sleep.) */
+	if (!filemap_invalidate_trylock_shared(mapping))
+		return 0;
+	ret = filemap_map_pages(vmf, start, end);
+	filemap_invalidate_unlock_shared(mapping);
+	return ret;
+}
+
 /* Map what is around in the lower page cache, where the pool has nothing. */
 static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
 {
@@ -332,10 +349,10 @@ static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t 
 
 	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
 		return dedupfs_is_plain(di) || unstable_now(di) ?
-			filemap_map_pages(vmf, start, end) : 0;
+			map_cached_pages(vmf, start, end) : 0;
 	if (r.reason == DEDUPFS_POOLED)
 		return 0;
-	return filemap_map_pages(vmf, start, min(end, r.index + r.nr - 1));
+	return map_cached_pages(vmf, start, min(end, r.index + r.nr - 1));
 }
 
 /*
@@ -400,7 +417,7 @@ static vm_fault_t page_mkwrite(struct vm_fault *vmf)
 
 static const struct vm_operations_struct plain_vm_ops = {
 	.fault		= filemap_fault,
-	.map_pages	= filemap_map_pages,
+	.map_pages	= map_cached_pages,
 	.page_mkwrite	= page_mkwrite,
 };
 

@@ -49,16 +49,20 @@ const struct fs_parameter_spec dedupfs_parameters[] = {
  */
 int dedupfs_complain(struct fs_context *fc, int err, const char *fmt, ...)
 {
-	struct va_format vaf = { .fmt = fmt };
 	va_list va;
+	char *text;
 
 	va_start(va, fmt);
-	vaf.va = &va;
-	pr_err("%pV\n", &vaf);
+	text = kvasprintf(GFP_KERNEL, fmt, va);
+	va_end(va);
+	if (!text)
+		return err;
+	/* What others wrote, such as options, stays on one line of the log. */
+	pr_err("%*pEhp\n", (int)strlen(text), text);
 	/* Without a log of its own, the context's messages are the kernel's. */
 	if (fc->log.log)
-		errorfc(fc, "%pV", &vaf);
-	va_end(va);
+		errorfc(fc, "%s", text);
+	kfree(text);
 	return err;
 }
 

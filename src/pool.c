@@ -645,6 +645,7 @@ static struct dedupfs_pool *pool_new(struct super_block *lower_sb, const char *d
 	pool->lower_sb = lower_sb;
 	pool->counter_tells_mapping = xfs;
 	pool->needs_shared_flag = xfs;
+	pool->reads_locked = xfs;
 	pool->fiemap_sync = !xfs;
 	pool->observer = dedupfs_fiemap_works(d_inode(lower_sb->s_root));
 	xa_init(&pool->entries);

@@ -6,7 +6,7 @@
  * the extent and the pages under RCU, copy.  A miss resolves and fills a
  * window here, in the reader's context, and has a worker fill the next one
  * while this one is read.  What the pool cannot have comes from the lower page
- * cache, through filemap_read(), which takes no lower i_rwsem.
+ * cache, through filemap_read(), locked as the lower filesystem does it.
  */
 #define pr_fmt(fmt) "dedupfs: " fmt
 
@@ -290,6 +290,55 @@ static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedup
 	return done ?: (bytes ? -EFAULT : 0);
 }
 
+static int lock_for_read(struct inode *lower, bool nowait)
+{
+	if (nowait)
+		return inode_trylock_shared(lower) ? 0 : -EAGAIN;
+	return down_read_killable(&lower->i_rwsem) ? -EINTR : 0;
+}
+
+/* Room that is made present at once for a read under a lock. */
+#define FAULT_IN_MAX	(64 * PAGE_SIZE)
+
+/*
+ * filemap_read(), locked as the lower filesystem does it.  Where that is by
+ * i_rwsem, no page fault is served meanwhile: that may need the lock, too, and
+ * a writer may be waiting in between.
+ */
+static ssize_t read_cached(struct kiocb *iocb, struct iov_iter *iter)
+{
+	struct inode *inode = file_inode(iocb->ki_filp), *lower = dedupfs_lower(inode);
+	size_t room;
+	ssize_t ret, done = 0;
+
+	if (!dedupfs_pool(inode)->reads_locked)
+		return filemap_read(iocb, iter, 0);
+	while (iov_iter_count(iter)) {
+		ret = lock_for_read(lower, iocb->ki_flags & IOCB_NOWAIT);
+		if (ret)
+			return done ?: ret;
+		pagefault_disable();
+		ret = filemap_read(iocb, iter, 0);
+		pagefault_enable();
+		inode_unlock_shared(lower);
+		if (ret > 0) {
+			done += ret;
+			if (iocb->ki_pos >= i_size_read(lower))
+				break;
+			continue;
+		}
+		if (ret != -EFAULT || !user_backed_iter(iter))
+			return done ?: ret;
+		room = min_t(size_t, iov_iter_count(iter), FAULT_IN_MAX);
+		if (fault_in_iov_iter_writeable(iter, room) == room)
+			return done ?: -EFAULT;
+		if (fatal_signal_pending(current))
+			return done ?: -EINTR;
+		cond_resched();
+	}
+	return done;
+}
+
 /* Read at most @bytes from the lower page cache. */
 static ssize_t read_lower(struct kiocb *iocb, struct iov_iter *iter, size_t bytes,
 			  struct dedupfs_pool *pool, int reason)
@@ -301,7 +350,7 @@ static ssize_t read_lower(struct kiocb *iocb, struct iov_iter *iter, size_t byte
 		rest = iov_iter_count(iter) - bytes;
 		iov_iter_truncate(iter, bytes);
 	}
-	ret = filemap_read(iocb, iter, 0);
+	ret = read_cached(iocb, iter);
 	iov_iter_reexpand(iter, iov_iter_count(iter) + rest);
 	if (ret > 0 && reason >= 0)
 		dedupfs_count(pool, DEDUPFS_NOT_SHARED + reason, ret);
@@ -392,7 +441,7 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
  *
  * Direct reads pass to the lower file, which keeps its own promises there.
  *
- * Context: process; no lock is held while user memory is touched.
+ * Context: process; no page fault is served under a lock.
  * Return: bytes read, or -errno.
  */
 ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter)
@@ -407,7 +456,7 @@ ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter)
 	if (iocb->ki_flags & IOCB_DIRECT)
 		return dedupfs_direct_read(iocb, iter);
 	if (dedupfs_is_plain(di))
-		return filemap_read(iocb, iter, 0);
+		return read_cached(iocb, iter);
 
 	/* First: an access time moves the counter, and a baseline comes after. */
 	file_accessed(file);
@@ -429,10 +478,19 @@ ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_inf
 			    size_t len, unsigned int flags)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(file_inode(in));
+	bool lock = dedupfs_pool(&di->vfs_inode)->reads_locked && !SPLICE_CALLS_READ_ITER;
+	ssize_t ret;
 
-	if (dedupfs_is_plain(di) && !(in->f_flags & O_DIRECT))
+	if (!dedupfs_is_plain(di) || (in->f_flags & O_DIRECT))
+		return copy_splice_read(in, ppos, pipe, len, flags);
+	if (!lock)
 		return filemap_splice_read(in, ppos, pipe, len, flags);
-	return copy_splice_read(in, ppos, pipe, len, flags);
+	ret = lock_for_read(di->lower, false);
+	if (ret)
+		return ret;
+	ret = filemap_splice_read(in, ppos, pipe, len, flags);
+	inode_unlock_shared(di->lower);
+	return ret;
 }
 
 /* readahead(2), POSIX_FADV_WILLNEED: fill the pool, not the lower page cache. */

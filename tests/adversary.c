@@ -6,6 +6,8 @@
  * filesystem allows: every call ends soon, and with the right bytes.
  */
 #include "common.h"
+#include <grp.h>
+#include <linux/fsverity.h>
 
 #define HUGE	(1ULL << 50)
 
@@ -70,7 +72,7 @@ TEST_F(user, opens_a_sparse_monster)
 }
 
 /* Every second page of a file shared: as many extents as it has pages. */
-#define PIECES	5000UL
+#define PIECES	number("PIECES", 5000 / TIME_FACTOR)
 
 TEST_F(user, reads_a_file_in_pieces)
 {
@@ -136,6 +138,149 @@ static void at_the_end(void)
 TEST(offsets_at_the_end)
 {
 	SAME(at_the_end);
+}
+
+/* --- noise ------------------------------------------------------------------ */
+
+static const unsigned int commands[] = {
+	FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR,
+	FS_IOC_GETVERSION, FS_IOC_SETVERSION, FS_IOC_FIEMAP, FIBMAP, FIGETBSZ, FIONREAD, FIOQSIZE,
+	FICLONE, FICLONERANGE, FIDEDUPERANGE, FIFREEZE, FITHAW, FITRIM, FIOASYNC, FIONBIO,
+	FS_IOC_GETFSLABEL, FS_IOC_SETFSLABEL, FS_IOC_ENABLE_VERITY, FS_IOC_MEASURE_VERITY,
+	BTRFS_IOC_SNAP_CREATE_V2, BTRFS_IOC_SUBVOL_CREATE, BTRFS_IOC_TREE_SEARCH_V2,
+	BTRFS_IOC_INO_LOOKUP, BTRFS_IOC_CLONE_RANGE, BTRFS_IOC_DEFRAG, BTRFS_IOC_DEFRAG_RANGE,
+	BTRFS_IOC_LOGICAL_INO, BTRFS_IOC_FS_INFO, BTRFS_IOC_SYNC, BTRFS_IOC_ENCODED_READ,
+	/* XFS_IOC_* have no packaged header of their own. */
+	_IOR('X', 36, char[40]), _IOW('X', 37, char[40]), _IOWR('X', 38, char[32]),
+	_IOR('X', 40, char[0xc0]), _IOW('X', 54, char[16]), _IOWR('X', 61, char[96]),
+	_IOR('X', 125, int), _IOWR('X', 127, char[0x40]), _IOW('X', 129, char[32]),
+};
+
+#define NOISE	4000
+
+/* As nobody: what is one's own may change, and nothing else. */
+static void make_noise(const char *dir, const char *outside)
+{
+	int fd[6], n = 0, i;
+	char *arg = malloc(64 * KiB);
+
+	srandom(1);
+	fd[n++] = open(path_of("%s/own", dir), O_RDWR | O_CREAT, 0644);
+	fd[n++] = open(path_of("%s/own", dir), O_RDONLY);
+	fd[n++] = open(path_of("%s/theirs", outside), O_RDONLY);
+	fd[n++] = open(outside, O_RDONLY);
+	fd[n++] = open(dir, O_RDONLY);
+	fd[n++] = open(path_of("%s/own", dir), O_RDWR | O_PATH);
+	if (fd[0] < 0 || fd[2] < 0 || fd[3] < 0)
+		_exit(2);
+	write_all(fd[0], arg, 64 * KiB, 0);
+	if (open(path_of("%s/secret", outside), O_RDONLY) >= 0)
+		_exit(3);
+	for (i = 0; i < NOISE; i++) {
+		unsigned int cmd = random() % 4 ? commands[random() % ARRAY_SIZE(commands)] :
+			_IOC(random() % 4, "fXvTi\x94\x12"[random() % 7], random() % 256,
+			     random() % 8192);
+		unsigned int k, words = random() % 64;
+		unsigned long at = (unsigned long)arg;
+
+		for (k = 0; k < 64; k++)
+			((uint32_t *)arg)[k] = k >= words ? 0 : random() % 3 ? random() % 8 : random();
+		if (random() % 8 == 0)
+			at = random() % 2 ? random() % 16 : -1UL - random() % PAGE;
+		/* An operation that runs for long is not what is looked for. */
+		ioctl(fd[random() % n], cmd, at);
+	}
+	_exit(0);
+}
+
+TEST_F(user, calls_ioctls_at_random)
+{
+	int status;
+	pid_t pid;
+
+	make_file(low("theirs"), 64 * KiB, 5);
+	make_file(low("secret"), 64 * KiB, 6);
+	ASSERT_EQ(0, chmod(low("secret"), 0600));
+	ASSERT_EQ(0, mkdir(low("mine"), 0777));
+	ASSERT_EQ(0, chmod(low("mine"), 0777));
+	EXPECT_EQ(-1, check_file(up("theirs"), 64 * KiB, 5));
+	pid = fork();
+	if (!pid) {
+		if (setgroups(0, NULL) || setgid(65534) || setuid(65534))
+			_exit(4);
+		make_noise(up("mine"), up("."));
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(-1, check_file(up("theirs"), 64 * KiB, 5));
+	EXPECT_EQ(-1, check_file(low("theirs"), 64 * KiB, 5));
+	EXPECT_EQ(-1, check_file(up("secret"), 64 * KiB, 6));
+	EXPECT_EQ(hash_read(low("mine/own"), MiB), hash_read(up("mine/own"), MiB));
+	/* (Whatever flags it gave itself.) */
+	shell("chattr -R -i -a %s 2>/dev/null", low("mine"));
+}
+
+/* Options that nobody would write: mounted or refused, and no more. */
+TEST(mounts_with_any_option)
+{
+	static const char *const parts[] = {
+		"pool_limit", "domain", "ro", "rw", "lowerdir", "source", "=", "=", ",", ",,", "%", "-1",
+		"1g", "18446744073709551616", "0", "\\,", "\"", "\t", "\n", "\xff", "../..", "t", "k",
+		"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+	};
+	const char *at = path_of("%s/mnt", getcwd(NULL, 0));
+	static const char *const limits[] = { "0", "1", "16m", "64M", "1g", "50%", "100%", "101%", "" };
+	unsigned int i, k, mounted = 0, refused = 0;
+	static char text[PAGE];
+
+	if (!have_pool)
+		SKIP(return, "there is no dedupfs");
+	mkdir(at, 0755);
+	mkdir(low("dir"), 0755);
+	make_file(low("dir/a"), 64 * KiB, 1);
+	make_clone(low("dir/a"), low("dir/b"));
+	srandom(2);
+	for (i = 0; i < 400; i++) {
+		text[0] = 0;
+		if (i % 2)	/* so that some are right */
+			sprintf(text, "pool_limit=%s,domain=x", limits[random() % ARRAY_SIZE(limits)]);
+		for (k = random() % (i % 2 ? 3 : 12); k > 0; k--)
+			strcat(text, parts[random() % ARRAY_SIZE(parts)]);
+		if (mount(low("dir"), at, "dedupfs", 0, text)) {
+			refused++;
+			continue;
+		}
+		mounted++;
+		ASSERT_EQ(-1, check_file(path_of("%s/a", at), 64 * KiB, 1)) TH_LOG("%s", text);
+		ASSERT_EQ(-1, check_file(path_of("%s/b", at), 64 * KiB, 1)) TH_LOG("%s", text);
+		ASSERT_EQ(0, umount(at)) TH_LOG("%s", text);
+	}
+	EXPECT_LT(10U, mounted);
+	EXPECT_LT(100U, refused);
+	rmdir(at);
+}
+
+/* Not even with a user namespace of one's own. */
+TEST(mounts_nothing_without_privilege)
+{
+	const char *at = path_of("%s/mnt", getcwd(NULL, 0));
+	int status;
+	pid_t pid;
+
+	mkdir(at, 0755);
+	pid = fork();
+	if (!pid) {
+		if (setgroups(0, NULL) || setgid(65534) || setuid(65534))
+			_exit(4);
+		if (!mount(low("."), at, "dedupfs", 0, NULL) || errno != EPERM)
+			_exit(1);
+		if (unshare(CLONE_NEWUSER | CLONE_NEWNS))
+			_exit(errno == EPERM ? 0 : 2);	/* forbidden here */
+		_exit(!mount(low("."), at, "dedupfs", 0, NULL) || errno != EPERM ? 3 : 0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	rmdir(at);
 }
 
 TEST_HARNESS_MAIN

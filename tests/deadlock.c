@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
+ * timeout: 200
+ *
  * Nobody hangs who writes to the lower file, or to the file itself, straight
  * from a mapping of the file: the writer holds the lower inode's lock while
- * it faults on that mapping.  Each case must end, with the right bytes.
+ * it faults on that mapping.  Nor who clones two files onto each other, faults
+ * on a file while it is changed, frozen or to be unmounted, or reclaims memory
+ * in the middle of an operation of the lower filesystem.  Each case must end,
+ * with the right bytes.
  */
 #include "common.h"
 
@@ -13,6 +18,9 @@ static void on_alarm(int sig)
 	static const char msg[] = "# this hangs\n";
 
 	write(2, msg, sizeof(msg) - 1);
+	/* Who waits for what, and what memory there is. */
+	write_text("/proc/sysrq-trigger", "w");
+	write_text("/proc/sysrq-trigger", "m");
 	_exit(1);
 }
 
@@ -173,6 +181,312 @@ TEST_F(files, opposite_order)
 	EXPECT_EQ(-1, mismatch(buf, SIZE / 2, 1, SIZE / 2));
 	EXPECT_EQ(-1, mismatch(buf + SIZE / 2, SIZE / 2, 1, 0));
 	unlink(low("y"));
+}
+
+/* --- several at once -------------------------------------------------------- */
+
+static struct progress {
+	bool stop;
+	unsigned long changes;
+	unsigned long reads;
+	unsigned long ops;
+	unsigned long wrong;
+} *progress;
+
+static void one_more(unsigned long *n)
+{
+	__atomic_add_fetch(n, 1, __ATOMIC_RELAXED);
+}
+
+static pid_t start(void (*loop)(int nr), int nr)
+{
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	alarm(0);
+	while (!__atomic_load_n(&progress->stop, __ATOMIC_RELAXED))
+		loop(nr);
+	_exit(0);
+}
+
+static void *shared_page(void)
+{
+	return mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+}
+
+/* Who does not come back in time hangs: the alarm tells. */
+static bool end_all(const pid_t *pid, int nr)
+{
+	bool ok = true;
+	int i, status;
+
+	__atomic_store_n(&progress->stop, true, __ATOMIC_RELAXED);
+	for (i = 0; i < nr; i++)
+		ok &= waitpid(pid[i], &status, 0) == pid[i] && !status;
+	return ok;
+}
+
+static void clone_across(int nr)
+{
+	unsigned int page = random() % (SIZE / PAGE), n = 1 + random() % 64;
+	struct file_clone_range range = { };
+	int from, to;
+
+	if (page + n > SIZE / PAGE)
+		n = SIZE / PAGE - page;
+	from = open(nr % 2 ? up("a") : up("b"), O_RDWR);
+	to = open(nr % 2 ? up("b") : up("a"), O_RDWR);
+	range.src_fd = from;
+	range.src_offset = range.dest_offset = page * PAGE;
+	range.src_length = n * PAGE;
+	if (ioctl(to, FICLONERANGE, &range))
+		die("clone");
+	close(from);
+	close(to);
+	one_more(&progress->changes);
+}
+
+/* Words of neither pattern: a mapping may change from one to the other under us. */
+static unsigned long count_wrong(const void *data)
+{
+	const volatile uint64_t *p = data;
+	unsigned long i, wrong = 0;
+	uint64_t word;
+
+	for (i = 0; i < SIZE / 8; i++) {
+		word = p[i];
+		if (word == pattern_word(1, i) || word == pattern_word(2, i))
+			continue;
+		if (!wrong++)
+			fprintf(stderr, "# word %lu of page %lu is %#lx, and now %#lx\n", i % 512,
+				i / 512, word, p[i]);
+	}
+	return wrong;
+}
+
+static void read_across(int nr)
+{
+	static char buf[SIZE];
+	const char *path = random() % 2 ? up("a") : up("b");
+	unsigned long n;
+	char *p;
+	int fd;
+
+	if (nr % 2) {
+		fd = open(path, O_RDONLY);
+		if (pread(fd, buf, SIZE, 0) != SIZE)
+			die("read");
+		close(fd);
+		p = buf;
+	} else {
+		p = map_file(path, SIZE, PROT_READ, MAP_SHARED);
+	}
+	n = count_wrong(p);
+	if (n)
+		fprintf(stderr, "# %lu words are wrong, by a %s\n", n, nr % 2 ? "read" : "mapping");
+	__atomic_add_fetch(&progress->wrong, n, __ATOMIC_RELAXED);
+	if (p != buf)
+		munmap(p, SIZE);
+	one_more(&progress->reads);
+}
+
+TEST_F(files, cloned_onto_each_other)
+{
+	static char below[SIZE];
+	pid_t pid[8];
+	int i, fd;
+
+	alarm(60 * TIME_FACTOR);
+	progress = shared_page();
+	make_file(low("b"), SIZE, 2);
+	for (i = 0; i < 8; i++)
+		pid[i] = start(i < 4 ? clone_across : read_across, i);
+	sleep(5 * TIME_FACTOR);
+	EXPECT_TRUE(end_all(pid, 8));
+	TH_LOG("%lu clones, %lu reads", progress->changes, progress->reads);
+	EXPECT_EQ(0UL, progress->wrong);
+	EXPECT_LT(10UL, progress->changes);
+	EXPECT_LT(3UL, progress->reads);
+	for (i = 0; i < 2; i++) {
+		fd = open(low("%c", 'a' + i), O_RDONLY);
+		ASSERT_EQ((ssize_t)SIZE, pread(fd, below, SIZE, 0));
+		close(fd);
+		EXPECT_EQ(0UL, count_wrong(below));
+		EXPECT_EQ(-1, differs_from(up("%c", 'a' + i), below, SIZE));
+	}
+	unlink(low("b"));
+}
+
+static void fault_on_it(int nr)
+{
+	int prot = nr ? PROT_READ : PROT_READ | PROT_WRITE, sig;
+	char *p = map_file(up("a"), SIZE, prot, nr == 2 ? MAP_PRIVATE : MAP_SHARED);
+	volatile char *at;
+	int i;
+
+	if (p == MAP_FAILED)
+		return;
+	for (i = 0; i < 64; i++) {
+		at = p + random() % (SIZE / PAGE) * PAGE;
+		/* Beyond the end, for as long as it is cut off. */
+		sig = FAULTS(nr ? (void)*at : (void)(*at = 'x'));
+		if (sig && sig != SIGBUS)
+			one_more(&progress->wrong);
+	}
+	munmap(p, SIZE);
+	one_more(&progress->reads);
+}
+
+enum { TRUNCATE, PUNCH, CLONE, FREEZE, UMOUNT, CHANGES };
+
+static int change_it(int what)
+{
+	const char *mnt = getenv("DEDUPFS_MNT");
+	int fd = open(what == FREEZE ? up(".") : up("a"), what == FREEZE ? O_RDONLY : O_RDWR);
+	int twin = open(up("twin"), O_RDONLY), ret = 0;
+
+	switch (what) {
+	case TRUNCATE:
+		ret = ftruncate(fd, random() % SIZE) ?: ftruncate(fd, SIZE);
+		break;
+	case PUNCH:
+		ret = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				random() % SIZE, random() % (64 * PAGE) + 1);
+		break;
+	case CLONE:
+		ret = ioctl(fd, FICLONE, twin);
+		break;
+	case FREEZE:
+		ret = ioctl(fd, FIFREEZE, 0);
+		usleep(20000);
+		ret |= ioctl(fd, FITHAW, 0);
+		break;
+	case UMOUNT:
+		/* It is in use: by this file, if by nothing else. */
+		ret = umount2(mnt, 0) == 0 || errno != EBUSY;
+		break;
+	}
+	close(fd);
+	close(twin);
+	return ret;
+}
+
+static const char *const names[] = { "truncate", "punch", "clone", "freeze", "umount" };
+
+TEST_F(files, faults_while_it_changes)
+{
+	unsigned long before;
+	int what, i, failed;
+	pid_t pid[4];
+	double end;
+
+	alarm(120 * TIME_FACTOR);
+	progress = shared_page();
+	for (what = TRUNCATE; what < CHANGES; what++) {
+		progress->stop = false;
+		before = progress->reads;
+		failed = 0;
+		for (i = 0; i < 4; i++)
+			pid[i] = start(fault_on_it, i);
+		end = now() + 2 * TIME_FACTOR;
+		for (i = 0; now() < end || i < 5; i++) {
+			failed += !!change_it(what);
+			usleep(1000);
+		}
+		EXPECT_TRUE(end_all(pid, 4));
+		EXPECT_EQ(0, failed) TH_LOG("%s", names[what]);
+		EXPECT_LT(before + 3, progress->reads) TH_LOG("%s", names[what]);
+	}
+	EXPECT_EQ(0UL, progress->wrong);
+	EXPECT_EQ(hash_read(low("a"), MiB), hash_read(up("a"), MiB));
+	EXPECT_EQ(hash_read(low("a"), MiB), hash_map(up("a"), MiB, MAP_SHARED));
+	EXPECT_EQ(-1, check_file(up("twin"), SIZE, 1));
+}
+
+/*
+ * Memory is short and most of what can be had is the pool's: an operation of
+ * the lower filesystem that needs memory takes it there, with what it holds.
+ */
+static void make_names(int nr)
+{
+	char *(*at)(const char *fmt, ...) = nr % 2 ? up : low;
+	char buf[256] = "";
+	int i, fd;
+
+	mkdir(at("d%d", nr), 0755);
+	for (i = 0; i < 200; i++) {
+		fd = open(at("d%d/f%d", nr, i), O_RDWR | O_CREAT, 0644);
+		if (fd < 0)
+			die("create");
+		write_all(fd, buf, sizeof(buf), 0);
+		fsetxattr(fd, "user.x", buf, sizeof(buf), 0);
+		if (i % 50 == 0)
+			fsync(fd);
+		close(fd);
+		one_more(&progress->ops);
+	}
+	for (i = 0; i < 200; i++) {
+		if (i % 3 == 0)
+			rename(at("d%d/f%d", nr, i), at("d%d/g", nr));
+		else if (unlink(at("d%d/f%d", nr, i)))
+			die("unlink");
+	}
+	unlink(at("d%d/g", nr));
+}
+
+#define POOLED	(48 * MiB)
+
+static void read_pool_file(int nr)
+{
+	static char buf[MiB];
+	off_t at = random() % (POOLED / MiB) * MiB;
+	int fd = open(up("pooled%d", nr), O_RDONLY);
+
+	if (pread(fd, buf, MiB, at) != (ssize_t)MiB || mismatch(buf, MiB, 3, at) != -1)
+		one_more(&progress->wrong);
+	close(fd);
+	one_more(&progress->reads);
+}
+
+TEST_F(files, reclaims_in_the_middle_of_things)
+{
+	long evictions = pool("evictions"), full;
+	pid_t pid[6];
+	int i, hogs;
+	char *p;
+
+	alarm(100 * TIME_FACTOR);
+	progress = shared_page();
+	make_file(low("pooled0"), POOLED, 3);
+	make_clone(low("pooled0"), low("pooled1"));
+	drop_caches("3");
+	EXPECT_EQ(-1, check_file(up("pooled0"), POOLED, 3));
+	full = pool("pages");
+	/* There is no swap: what is touched stays.  Until it hurts. */
+	for (hogs = 0; hogs < 4096; hogs++) {
+		if (meminfo("MemAvailable") < 16 * (long)MiB ||
+		    pool("evictions") - evictions > 1000)
+			break;
+		p = mmap(NULL, 2 * MiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		ASSERT_NE(MAP_FAILED, p);
+		for (i = 0; i < (int)(2 * MiB); i += PAGE)
+			p[i] = 1;
+	}
+	for (i = 0; i < 6; i++)
+		pid[i] = start(i < 4 ? make_names : read_pool_file, i < 4 ? i : i - 4);
+	sleep(6 * TIME_FACTOR);
+	EXPECT_TRUE(end_all(pid, 6));
+	TH_LOG("%d MiB taken, %lu files made, %lu times read, %ld pages full, %ld evictions",
+	       2 * hogs, progress->ops, progress->reads, full, pool("evictions") - evictions);
+	EXPECT_EQ(0UL, progress->wrong);
+	EXPECT_LT(200UL, progress->ops);
+	if (have_pool)
+		EXPECT_LT(evictions + 1000, pool("evictions"));
+	for (i = 0; i < 4; i++)
+		rm_rf(low("d%d", i));
+	unlink(low("pooled0"));
+	unlink(low("pooled1"));
 }
 
 TEST_HARNESS_MAIN

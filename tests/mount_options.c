@@ -149,6 +149,8 @@ TEST_F(mounts, options_that_are_refused)
 
 	for (i = 0; i < sizeof(bad) / sizeof(*bad); i++)
 		refused(_metadata, lower_dir, self->at, bad[i], EINVAL, NULL);
+	/* It stays on its line of the log, whose reader shows a backslash as \\x5c. */
+	refused(_metadata, low("."), self->at, "no\nsuch", EINVAL, "no\\x5cx0asuch");
 }
 
 TEST_F(mounts, needs_privilege)
