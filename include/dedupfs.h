@@ -236,6 +236,7 @@ struct dedupfs_extent {
  * @mark:	set at our first modification: tells foreign changes from ours
  * @tracked:	@mark has been in place since @baseline was sampled
  * @foreign:	@mark saw a foreign change since then
+ * @gone:	(btrfs) its subvolume was deleted; the reaper's
  * @truncating:	task inside a truncate of ours: its event is not foreign
  * @users:	upper inodes that point here (pool->sem)
  */
@@ -264,6 +265,7 @@ struct dedupfs_map {
 	struct dedupfs_mark *mark;
 	bool tracked;
 	bool foreign;
+	bool gone;
 	struct task_struct *truncating;
 	unsigned int users;
 	struct rcu_head rcu;

@@ -20,9 +20,11 @@
 
 #include <linux/dcache.h>
 #include <linux/delay.h>
+#include <linux/exportfs.h>
 #include <linux/fiemap.h>
 #include <linux/fileattr.h>
 #include <linux/interval_tree_generic.h>
+#include <linux/magic.h>
 #include <linux/pagemap.h>
 #include <linux/slab.h>
 #include "pool.h"
@@ -670,14 +672,40 @@ void dedupfs_map_leave(struct dedupfs_inode *di)
 
 #define REAP_BATCH	32
 
+/*
+ * Was the file's btrfs subvolume deleted?  Its link count does not say so, and
+ * btrfs keeps all of a subvolume on disk while an inode of it is held.  A name
+ * that is known below says no; else the file handle tells.
+ */
+static bool subvolume_is_gone(struct inode *lower)
+{
+	const struct export_operations *ops = lower->i_sb->s_export_op;
+	struct dentry *dentry;
+	__u32 raw[16];
+	int type, len = ARRAY_SIZE(raw);
+
+	if (!hlist_empty(&lower->i_dentry))
+		return false;
+	type = ops->encode_fh(lower, raw, &len, NULL);
+	if (type == FILEID_INVALID)
+		return false;
+	dentry = ops->fh_to_dentry(lower->i_sb, (struct fid *)raw, len, type);
+	if (IS_ERR(dentry))
+		return dentry == ERR_PTR(-ENOENT) || dentry == ERR_PTR(-ESTALE);
+	dput(dentry);
+	return false;
+}
+
 /* Look at some of the next @todo maps.  Return: true if there are more. */
 static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned int *todo, bool *left)
 {
-	struct dedupfs_map *dead[REAP_BATCH], *map;
-	unsigned int n = 0, looked = 0, i;
+	bool subvolumes = pool->lower_sb->s_magic == BTRFS_SUPER_MAGIC;
+	struct dedupfs_map *dead[REAP_BATCH], *ask[REAP_BATCH], *map;
+	unsigned int n = 0, asked = 0, looked = 0, i;
 
 	down_write(&pool->sem);
-	for (; *todo && n < REAP_BATCH && looked++ < 16 * REAP_BATCH; --*todo) {
+	for (; *todo && n < REAP_BATCH && asked < REAP_BATCH && looked++ < 16 * REAP_BATCH;
+	     --*todo) {
 		map = list_first_entry_or_null(&pool->map_list, struct dedupfs_map, list);
 		if (!map) {
 			*todo = 0;
@@ -686,8 +714,13 @@ static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned int *todo, b
 		list_move_tail(&map->list, &pool->map_list);
 		if (map->users)
 			continue;
-		if (!all && map->lower->i_nlink && dedupfs_map_valid(map) && map_has_pages(map)) {
+		if (!all && map->lower->i_nlink && !map->gone && dedupfs_map_valid(map) &&
+		    map_has_pages(map)) {
 			*left = true;
+			if (subvolumes && hlist_empty(&map->lower->i_dentry)) {
+				refcount_inc(&map->ref);
+				ask[asked++] = map;
+			}
 			continue;
 		}
 		map_remove(map);
@@ -696,6 +729,12 @@ static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned int *todo, b
 	up_write(&pool->sem);
 	for (i = 0; i < n; i++)
 		dedupfs_map_put(dead[i]);
+	for (i = 0; i < asked; i++) {
+		/* The next time that the reaper comes. */
+		map = ask[i];
+		map->gone = subvolume_is_gone(map->lower);
+		dedupfs_map_put(map);
+	}
 	return *todo;
 }
 
@@ -703,7 +742,8 @@ static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned int *todo, b
  * dedupfs_maps_reap - let go of maps that no upper inode has any more
  * @pool:	pool
  *
- * Of unlinked or changed lower files, and of those without a page in the pool.
+ * Of unlinked or changed lower files, of those in deleted subvolumes, and of
+ * those without a page in the pool.
  *
  * Context: work; may sleep.
  */
@@ -1749,7 +1789,10 @@ static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 	if (!w->pool->counter_tells_mapping)
 		find_witnesses(w);
 	fill = dedupfs_fill_start(w->inode, w->ranges, w->nr_ranges, index, nr);
-	if (!fill || dedupfs_fill_read(fill, w->inode)) {
+	err = fill ? dedupfs_fill_read(fill, w->inode) : -ENOMEM;
+	if (err == -EINTR)
+		return err;
+	if (err) {
 		err = -ENOMEM;
 		goto unresolved;
 	}
@@ -1933,6 +1976,7 @@ void dedupfs_decide(struct inode *inode)
 	struct dedupfs_pool *pool = dedupfs_pool(inode);
 	struct inode *lower = di->lower;
 	loff_t size = i_size_read(lower);
+	enum dedupfs_reason reason = DEDUPFS_PLAIN;
 	struct window *w;
 	bool pooled;
 	u64 counter;
@@ -1941,8 +1985,16 @@ void dedupfs_decide(struct inode *inode)
 	    (di->map && di->map->nr_extents) || dedupfs_lower_dirty(lower))
 		return;
 	counter = inode_query_iversion(lower);
-	pooled = size && pool->observer && !in_place(lower);
+	if (!pool->observer)
+		reason = DEDUPFS_UNRESOLVED;
+	else if (size && in_place(lower))
+		reason = DEDUPFS_NOCOW;
+	pooled = size && reason == DEDUPFS_PLAIN;
 	if (pooled && pool->needs_shared_flag) {
+		/* An open waits for no writer who waits for the disk. */
+		if (!inode_trylock_shared(lower))
+			return;
+		inode_unlock_shared(lower);
 		w = window_new(inode);
 		if (!w)
 			return;
@@ -1955,8 +2007,11 @@ void dedupfs_decide(struct inode *inode)
 		WRITE_ONCE(di->shared_at, counter);
 		return;
 	}
+	/* Who is killed did not learn anything. */
+	if (fatal_signal_pending(current))
+		return;
 	WRITE_ONCE(di->plain_at, counter);
-	dedupfs_count(pool, DEDUPFS_NOT_SHARED + DEDUPFS_PLAIN, size);
+	dedupfs_count(pool, DEDUPFS_NOT_SHARED + reason, size);
 }
 
 #define SAVED_STEP	256

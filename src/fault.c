@@ -82,7 +82,10 @@ static int insert_pages(struct vm_area_struct *vma, unsigned long addr,
 {
 	unsigned long left = n;
 	int err = vm_insert_pages(vma, addr, pages, &left);
+	unsigned int i;
 
+	for (i = 0; i < n - left; i++)
+		dedupfs_page_used(pages[i]);
 	return left < n || err == -EBUSY ? 0 : err;
 }
 

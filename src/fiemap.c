@@ -122,7 +122,7 @@ void dedupfs_fiemap_exit(void)
  * Context: may sleep; takes the lower i_rwsem (shared), so the caller holds
  * neither that nor a page lock.
  * Return: extents stored in @out, or -errno.  -EIO: the observer did not see
- * what the filesystem counted.
+ * what the filesystem counted; -EINTR: the caller was killed.
  */
 int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
 		   struct dedupfs_phys *out, unsigned int max, bool *whole)
@@ -138,6 +138,11 @@ int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
 	if (!observer_registered || !lower->i_op->fiemap)
 		return -EOPNOTSUPP;
 
+	/* The lower filesystem waits for it unkillably: a writer may wait for the disk. */
+	err = down_read_killable(&lower->i_rwsem);
+	if (err)
+		return err;
+	inode_unlock_shared(lower);
 	c.fi.fi_extents_start = (__force struct fiemap_extent __user *)(void *)&c;
 	err = lower->i_op->fiemap(lower, &c.fi, start, len);
 	if (err < 0)

@@ -111,12 +111,23 @@ static int dedupfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 	return is_busy(dentry, seen) || compare(dentry, lower, seen);
 }
 
-/* Do not keep an unused dentry of what is gone below. */
+/*
+ * Do not keep an unused dentry of what is gone below, or would not be kept
+ * there: btrfs says so of all that is in a deleted subvolume.
+ */
 static int dedupfs_d_delete(const struct dentry *dentry)
 {
-	const struct dentry *lower = dedupfs_lower_dentry(dentry);
+	struct dentry *lower = dedupfs_lower_dentry(dentry);
+	int gone;
 
-	return lower && d_unhashed(lower);
+	if (!lower || d_unhashed(lower))
+		return !!lower;
+	if (!(lower->d_flags & DCACHE_OP_DELETE))
+		return 0;
+	spin_lock_nested(&lower->d_lock, DENTRY_D_LOCK_NESTED);
+	gone = lower->d_op->d_delete(lower);
+	spin_unlock(&lower->d_lock);
+	return gone;
 }
 
 static void dedupfs_d_release(struct dentry *dentry)

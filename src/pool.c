@@ -243,9 +243,18 @@ void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr)
  * consecutive file pages that are not uptodate yet; pages[i] is NULL where the pool
  * had the page already, or where the file has nothing for the pool.  A page
  * is ready when it was copied from the lower page cache.
+ *
+ * The disk is read asynchronously, so that who waits for it can be killed: a
+ * worker then waits in his place, and gives up what was claimed.
  */
 struct dedupfs_fill {
 	struct dedupfs_pool *pool;
+	struct inode *inode;		/* of an abandoned fill, held */
+	struct work_struct work;
+	struct kiocb iocb;		/* of the read that is on its way */
+	struct completion done;
+	ssize_t got;
+	bool abandoned;
 	pgoff_t index;
 	unsigned int nr;
 	unsigned int missing;
@@ -451,14 +460,26 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 	}
 }
 
-/* Read @nr claimed pages at @i with one direct read; return bytes or -errno. */
+/* May be called in interrupt context. */
+static void fill_run_done(struct kiocb *iocb, long got)
+{
+	struct dedupfs_fill *fill = container_of(iocb, struct dedupfs_fill, iocb);
+
+	fill->got = got;
+	complete(&fill->done);
+}
+
+/*
+ * Read @nr claimed pages at @i with one direct read; return bytes or -errno.
+ * -EINTR with fill->abandoned: the caller was killed, the read is on its way.
+ */
 static ssize_t fill_run(struct dedupfs_fill *fill, struct file *file, unsigned int i,
 			unsigned int nr)
 {
 	struct bio_vec *bv = fill->bvec;
 	struct iov_iter iter;
-	struct kiocb kiocb;
 	unsigned int k;
+	ssize_t got;
 
 	for (k = 0; k < nr; k++) {
 		if (k && page_to_pfn(fill->pages[i + k]) ==
@@ -469,9 +490,40 @@ static ssize_t fill_run(struct dedupfs_fill *fill, struct file *file, unsigned i
 		bvec_set_page(bv++, fill->pages[i + k], PAGE_SIZE, 0);
 	}
 	iov_iter_bvec(&iter, ITER_DEST, fill->bvec, bv - fill->bvec, (size_t)nr << PAGE_SHIFT);
-	init_sync_kiocb(&kiocb, file);
-	kiocb.ki_pos = (loff_t)(fill->index + i) << PAGE_SHIFT;
-	return file->f_op->read_iter(&kiocb, &iter);
+	init_completion(&fill->done);
+	init_sync_kiocb(&fill->iocb, file);
+	fill->iocb.ki_complete = fill_run_done;
+	fill->iocb.ki_pos = (loff_t)(fill->index + i) << PAGE_SHIFT;
+	got = file->f_op->read_iter(&fill->iocb, &iter);
+	if (got != -EIOCBQUEUED)
+		return got;
+	if (wait_for_completion_killable(&fill->done)) {
+		fill->abandoned = true;
+		return -EINTR;
+	}
+	return fill->got;
+}
+
+static void fill_abandoned_fn(struct work_struct *work)
+{
+	struct dedupfs_fill *fill = container_of(work, struct dedupfs_fill, work);
+	struct inode *inode = fill->inode;
+
+	/* Not a task that hangs: nobody waits for it but an umount. */
+	wait_for_completion_state(&fill->done, TASK_IDLE);
+	fput(fill->iocb.ki_filp);
+	dedupfs_fill_end(fill);
+	iput(inode);
+}
+
+/* The disk still writes to the pages: a worker sees to them. */
+static int fill_abandon(struct dedupfs_fill *fill, struct inode *inode)
+{
+	ihold(inode);
+	fill->inode = inode;
+	INIT_WORK(&fill->work, fill_abandoned_fn);
+	dedupfs_queue_fill(&fill->work);
+	return -EINTR;
 }
 
 /* Take in what a run read: [0, got) is data, a page beyond it is given up. */
@@ -507,7 +559,8 @@ static bool fill_missing(const struct dedupfs_fill *fill, unsigned int i)
  * the error in the lower page cache.
  *
  * Context: may sleep; takes the lower i_rwsem (shared).
- * Return: 0, or -errno if the lower file could not be opened.
+ * Return: 0; -EIO if the lower file could not be opened; -EINTR if the caller
+ * was killed: @fill is not his any more.
  */
 int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode)
 {
@@ -524,7 +577,7 @@ int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode)
 		return 0;
 	file = fill_open(inode);
 	if (IS_ERR(file))
-		return PTR_ERR(file);
+		return -EIO;
 
 	for (i = 0; i < fill->nr; i += nr) {
 		for (nr = 0; fill_missing(fill, i + nr); nr++)
@@ -534,12 +587,18 @@ int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode)
 			continue;
 		}
 		got = fill_run(fill, file, i, nr);
+		if (fill->abandoned)
+			return fill_abandon(fill, inode);
 		if (got >= 0 || nr == 1) {
 			fill_accept(fill, i, nr, got, size);
 			continue;
 		}
-		for (k = 0; k < nr; k++)
-			fill_accept(fill, i + k, 1, fill_run(fill, file, i + k, 1), size);
+		for (k = 0; k < nr; k++) {
+			got = fill_run(fill, file, i + k, 1);
+			if (fill->abandoned)
+				return fill_abandon(fill, inode);
+			fill_accept(fill, i + k, 1, got, size);
+		}
 	}
 	fput(file);
 	return 0;

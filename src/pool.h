@@ -114,6 +114,7 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 struct dedupfs_wait *dedupfs_wait_new(void);
 struct dedupfs_wait *dedupfs_wait_get(struct dedupfs_wait *wait);
 void dedupfs_wait_put(struct dedupfs_wait *wait);
+void dedupfs_queue_fill(struct work_struct *work);
 
 /* write.c: direct I/O */
 ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter);
@@ -135,10 +136,15 @@ void dedupfs_lru_add(struct dedupfs_pool *pool, struct page **pages, unsigned in
 void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_shrink_to_limit(struct dedupfs_pool *pool);
 
+/* Read or mapped: once, or again, since eviction last looked at it. */
 static inline void dedupfs_page_used(struct page *page)
 {
-	if (!folio_test_referenced(page_folio(page)))
-		folio_set_referenced(page_folio(page));
+	struct folio *folio = page_folio(page);
+
+	if (!folio_test_referenced(folio))
+		folio_set_referenced(folio);
+	else if (!folio_test_workingset(folio))
+		folio_set_workingset(folio);
 }
 
 #endif /* DEDUPFS_POOL_H */

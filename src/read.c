@@ -121,6 +121,15 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 	return true;
 }
 
+/**
+ * dedupfs_queue_fill - have a worker end a fill
+ * @work:	holds an inode until it has run; umount waits for it
+ */
+void dedupfs_queue_fill(struct work_struct *work)
+{
+	queue_work(fill_wq, work);
+}
+
 /** dedupfs_wait_new - something to wait on for a worker; NULL without memory */
 struct dedupfs_wait *dedupfs_wait_new(void)
 {
@@ -393,15 +402,18 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 		if (r.reason != DEDUPFS_POOLED)
 			return read_lower(iocb, iter, bytes_to(pos, index, r.nr), pool, r.reason);
 		ret = read_pool(iocb, iter, map, &r, size);
+		if (!ret && !(iocb->ki_flags & IOCB_NOWAIT)) {
+			err = wait_for_fill(pool, r.block);
+			if (err)
+				return err;
+			/* Who filled it may have been before us in a populate. */
+			if (again)
+				ret = read_pool(iocb, iter, map, &r, size);
+		}
 		if (ret) {
 			if (ret > 0)
 				iocb->ki_pos += ret;
 			return ret;
-		}
-		if (!again && !(iocb->ki_flags & IOCB_NOWAIT)) {
-			err = wait_for_fill(pool, r.block);
-			if (err)
-				return err;
 		}
 	}
 	if (iocb->ki_flags & IOCB_NOWAIT)

@@ -5,9 +5,10 @@
  * Rule 14: this can run inside a transaction of the lower filesystem, so it
  * only tries locks, allocates nothing, and never drops the last reference of
  * an inode or a map.  Each memory node has an inactive and an active list of
- * its own (list_lru cannot take a struct page).  A page that was used since
- * it was last looked at goes active; a mapped page is zapped and gets another
- * round, in which a fault can bring it back; an unmapped, unused one is freed.
+ * its own (list_lru cannot take a struct page).  A page that was used twice
+ * since it was last looked at goes active: what is read once and never again
+ * must not drive out what is in use.  A mapped page is zapped and gets another
+ * round, in which a fault counts as its second use; any other is freed.
  *
  * Locks: pool->sem (read, try) -> i_mmap_rwsem; node->lock is innermost.
  */
@@ -70,6 +71,7 @@ void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page)
 		node->nr_active--;
 	}
 	folio_clear_referenced(page_folio(page));
+	folio_clear_workingset(page_folio(page));
 	spin_unlock(&node->lock);
 	account(page, -1);
 }
@@ -95,6 +97,7 @@ static void refill_inactive(struct dedupfs_pool_node *node, unsigned int nr)
 	lockdep_assert_held(&node->lock);
 	while (nr-- && node->nr_active * 2 > node->nr) {
 		page = list_last_entry(&node->active, struct page, lru);
+		folio_clear_workingset(page_folio(page));
 		if (folio_test_clear_referenced(page_folio(page))) {
 			list_move(&page->lru, &node->active);
 			continue;
@@ -128,7 +131,8 @@ static bool evict(struct dedupfs_pool *pool, struct page *page)
 {
 	struct folio *folio = page_folio(page);
 
-	if (folio_test_clear_referenced(folio)) {
+	if (folio_test_clear_workingset(folio)) {
+		folio_clear_referenced(folio);
 		make_active(pool, page);
 	} else if (!page_mapped(page)) {
 		if (dedupfs_pool_evict(pool, page))
@@ -136,8 +140,9 @@ static bool evict(struct dedupfs_pool *pool, struct page *page)
 	} else if (down_read_trylock(&pool->sem)) {
 		dedupfs_zap_block(pool, page->index);
 		up_read(&pool->sem);
-		/* Zapping an accessed PTE marks the page; only a fault shall. */
-		folio_clear_referenced(folio);
+		/* Zapping an accessed PTE marks the page; only the next fault shall. */
+		folio_clear_workingset(folio);
+		folio_set_referenced(folio);
 	}
 	put_page(page);
 	return false;

@@ -15,7 +15,7 @@ static int clone_range(int in, off_t src, off_t len, int out, off_t dst)
 	return ioctl(out, FICLONERANGE, &range);
 }
 
-static int dedupe(int in, off_t src, off_t len, int out, off_t dst)
+static int dedupe_range(int in, off_t src, off_t len, int out, off_t dst)
 {
 	char raw[sizeof(struct file_dedupe_range) + sizeof(struct file_dedupe_range_info)] = {};
 	struct file_dedupe_range *range = (void *)raw;
@@ -125,21 +125,21 @@ static void dedupes(void)
 	say_file("b");
 	a = open("a", O_RDWR);
 	b = open("b", O_RDWR);
-	DO(dedupe(a, 0, 16 * PAGE, b, 0));
-	DO(dedupe(a, 0, SIZE, b, 0));
+	DO(dedupe_range(a, 0, 16 * PAGE, b, 0));
+	DO(dedupe_range(a, 0, SIZE, b, 0));
 	pwrite(b, "x", 1, 7 * PAGE);
-	DO(dedupe(a, 0, 16 * PAGE, b, 0));
-	DO(dedupe(a, 8 * PAGE, 8 * PAGE, b, 8 * PAGE));
-	DO(dedupe(a, 100, PAGE, b, 100));
-	DO(dedupe(a, 0, 100, b, 0));
-	DO(dedupe(a, 0, 2 * SIZE, b, 0));
-	DO(dedupe(a, 0, PAGE, a, PAGE));
+	DO(dedupe_range(a, 0, 16 * PAGE, b, 0));
+	DO(dedupe_range(a, 8 * PAGE, 8 * PAGE, b, 8 * PAGE));
+	DO(dedupe_range(a, 100, PAGE, b, 100));
+	DO(dedupe_range(a, 0, 100, b, 0));
+	DO(dedupe_range(a, 0, 2 * SIZE, b, 0));
+	DO(dedupe_range(a, 0, PAGE, a, PAGE));
 	ro = open("b", O_RDONLY);
-	DO(dedupe(a, 0, PAGE, ro, 0));
-	DO(dedupe(ro, 0, PAGE, a, 0));
-	DO(dedupe(open("b", O_WRONLY), 0, PAGE, a, 0));
-	DO(dedupe(a, 0, PAGE, open(".", O_RDONLY), 0));
-	DO(dedupe(a, 0, PAGE, 999, 0));
+	DO(dedupe_range(a, 0, PAGE, ro, 0));
+	DO(dedupe_range(ro, 0, PAGE, a, 0));
+	DO(dedupe_range(open("b", O_WRONLY), 0, PAGE, a, 0));
+	DO(dedupe_range(a, 0, PAGE, open(".", O_RDONLY), 0));
+	DO(dedupe_range(a, 0, PAGE, 999, 0));
 	say_file("a");
 	say_file("b");
 	drop_caches("3");

@@ -430,6 +430,76 @@ __maybe_unused static void make_clone(const char *from, const char *to)
 		die("clone %s to %s", from, to);
 }
 
+/* Let @to have the blocks of @from there, where both hold the same. */
+__maybe_unused static int dedupe(const char *from, const char *to, off_t off, size_t len)
+{
+	char raw[sizeof(struct file_dedupe_range) + sizeof(struct file_dedupe_range_info)] = {};
+	struct file_dedupe_range *range = (void *)raw;
+	int in = open(from, O_RDWR | O_CLOEXEC), out = open(to, O_RDWR | O_CLOEXEC), ret;
+
+	range->src_length = len;
+	range->src_offset = off;
+	range->dest_count = 1;
+	range->info[0].dest_fd = out;
+	range->info[0].dest_offset = off;
+	ret = ioctl(in, FIDEDUPERANGE, range) || range->info[0].status ||
+	      range->info[0].bytes_deduped != len ? -1 : 0;
+	close(in);
+	close(out);
+	return ret;
+}
+
+/* --- btrfs subvolumes ------------------------------------------------------ */
+
+/* The directory that a name is in, opened; the name's last part in @name. */
+static int open_parent(const char *path, char *name, size_t size)
+{
+	const char *last = strrchr(path, '/');
+	char dir[PATH_MAX];
+	int fd;
+
+	snprintf(dir, sizeof(dir), "%.*s", (int)(last - path), path);
+	snprintf(name, size, "%s", last + 1);
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		die("%s", dir);
+	return fd;
+}
+
+__maybe_unused static int subvol_create(const char *path)
+{
+	struct btrfs_ioctl_vol_args args = {};
+	int dir = open_parent(path, args.name, sizeof(args.name));
+	int ret = ioctl(dir, BTRFS_IOC_SUBVOL_CREATE, &args);
+
+	close(dir);
+	return ret;
+}
+
+__maybe_unused static int subvol_snapshot(const char *from, const char *to, uint64_t flags)
+{
+	struct btrfs_ioctl_vol_args_v2 args = { .flags = flags };
+	int dir = open_parent(to, args.name, sizeof(args.name)), ret;
+
+	args.fd = open(from, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	ret = ioctl(dir, BTRFS_IOC_SNAP_CREATE_V2, &args);
+	close(args.fd);
+	close(dir);
+	return ret;
+}
+
+__maybe_unused static int subvol_delete(const char *path)
+{
+	struct btrfs_ioctl_vol_args args = {};
+	int dir = open_parent(path, args.name, sizeof(args.name));
+	int ret = ioctl(dir, BTRFS_IOC_SNAP_DESTROY, &args);
+
+	close(dir);
+	return ret;
+}
+
+/* --- what files hold -------------------------------------------------------- */
+
 __maybe_unused static void *map_file(const char *path, size_t len, int prot, int flags)
 {
 	int fd = open(path, (prot & PROT_WRITE) && (flags & MAP_SHARED) ? O_RDWR : O_RDONLY);
@@ -617,6 +687,30 @@ __maybe_unused static long cache_bytes(void)
 	cached_sum = 0;
 	nftw(lower_dir, add_cached, 16, FTW_PHYS);
 	return (cached_sum + pool("pages")) * (long)PAGE;
+}
+
+/* A field of /proc/PID/smaps, of all mappings of the file, in bytes. */
+__maybe_unused static size_t smaps(pid_t pid, const char *file, const char *field)
+{
+	char path[64], line[4096], key[64];
+	unsigned long start, end;
+	size_t kib, sum = 0;
+	bool ours = false;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps", pid);
+	snprintf(key, sizeof(key), "%s: %%zu kB", field);
+	f = fopen(path, "r");
+	if (!f)
+		die("%s", path);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			ours = strstr(line, file);
+		else if (ours && sscanf(line, key, &kib) == 1)
+			sum += kib * 1024;
+	}
+	fclose(f);
+	return sum;
 }
 
 /* --- another mount of our own --------------------------------------------- */

@@ -11,6 +11,44 @@
 
 #define SECTOR	512UL
 
+static char below[PATH_MAX], through[PATH_MAX];	/* where a filesystem of the test's own goes */
+static const char *spare;			/* an empty disk */
+
+/* For the teardown, too, in whichever process that runs. */
+__attribute__((constructor(1001)))
+static void places(void)
+{
+	spare = getenv("DEDUPFS_SPARE");
+	snprintf(below, sizeof(below), "%s/below", getcwd(NULL, 0));
+	snprintf(through, sizeof(through), "%s/through", getcwd(NULL, 0));
+	mkdir(below, 0755);
+	mkdir(through, 0755);
+}
+
+__maybe_unused __attribute__((format(printf, 1, 2)))
+static char *dn(const char *fmt, ...)
+{
+	va_list ap;
+	char *p;
+
+	va_start(ap, fmt);
+	p = path_in(below, fmt, ap);
+	va_end(ap);
+	return p;
+}
+
+__maybe_unused __attribute__((format(printf, 1, 2)))
+static char *th(const char *fmt, ...)
+{
+	va_list ap;
+	char *p;
+
+	va_start(ap, fmt);
+	p = path_in(through, fmt, ap);
+	va_end(ap);
+	return p;
+}
+
 /* One line of a table; in sectors. */
 struct dm_line {
 	uint64_t start;

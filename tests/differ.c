@@ -7,7 +7,8 @@
  * given the same results, and show the same files: attributes, names, extended
  * attributes, contents by read(2) and through mappings made before.  What
  * the mount shows must also be, to the nanosecond and block, what lies below.
- * Open files and mappings live on over many steps.
+ * Open files and mappings live on over many steps.  What is done to data, files
+ * and names is done by io_uring, too.
  *
  * By one process; by several, each in a tree of its own; and by several in one
  * tree, taking turns in an order that follows from the seed.
@@ -16,6 +17,7 @@
  * length of all together, DIFFER_STEPS ends each part after so many (1000).
  */
 #include "common.h"
+#include "uring.h"
 #include <semaphore.h>
 #include <linux/aio_abi.h>
 #include <sys/file.h>
@@ -88,6 +90,8 @@ static uint64_t seed, rng;
 static uid_t as_uid;
 static struct timespec started;
 static char *buf;			/* BUF bytes, then a guard page */
+static struct ring ring;		/* registered: all of buf */
+static bool have_ring;
 static unsigned char *seen[SIDES];	/* what was read last, for the report */
 
 /* What the step has to do with, compared after it. */
@@ -1763,6 +1767,26 @@ static struct pair any_pair(void)
 	return p;
 }
 
+/*
+ * Known limit: "copy_file_range that copies does not move the access time of
+ * its source".  Both do so here.
+ */
+static void access_time_moves(int slot)
+{
+	char path[32], byte;
+	struct stat st;
+	int fd;
+
+	QUIETLY {
+		if (fstat(HERE(slot), &st) || !S_ISREG(st.st_mode))
+			continue;
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", HERE(slot));
+		fd = open(path, O_RDONLY | O_NONBLOCK);
+		pread(fd, &byte, 1, 0);
+		close(fd);
+	}
+}
+
 static void op_copy_file_range(void)
 {
 	struct pair p = any_pair();
@@ -1778,6 +1802,7 @@ static void op_copy_file_range(void)
 				    place_out ? &to : NULL, p.len, flags));
 		say("%lld %lld", (long long)from, (long long)to);
 	}
+	access_time_moves(p.in);
 }
 
 /*
@@ -1808,17 +1833,42 @@ static void op_sendfile(void)
 	}
 }
 
+/* By io_uring, places are values: they are moved here. */
+static ssize_t splice_by(bool uring, int in, off_t *from, int out, off_t *to, size_t len)
+{
+	struct io_uring_sqe sqe = {
+		.opcode = IORING_OP_SPLICE, .fd = out, .splice_fd_in = in, .len = len,
+		.splice_off_in = from ? *from : -1, .off = to ? *to : -1,
+		.splice_flags = SPLICE_F_NONBLOCK,
+	};
+	int n;
+
+	/* There, -1 is no place at all. */
+	if (!uring || (from && *from == -1) || (to && *to == -1))
+		return splice(in, from, out, to, len, SPLICE_F_NONBLOCK);
+	n = ring_run(&ring, &sqe);
+	if (n < 0) {
+		errno = -n;
+		return -1;
+	}
+	if (from)
+		*from += n;
+	if (to)
+		*to += n;
+	return n;
+}
+
 static void op_splice(void)
 {
 	struct pair p = any_pair();
-	bool place_in = !one_in(3), place_out = !one_in(3);
+	bool place_in = !one_in(3), place_out = !one_in(3), uring = have_ring && one_in(3);
 
 	if (one_file(&p))
 		p.len = 0;
 	if (p.len > 16 * PAGE)
 		p.len = 16 * PAGE;
-	step("splice(fd%d %#lx %d, fd%d %#lx %d, %zu)", p.in, p.from, place_in, p.out, p.to,
-	     place_out, p.len);
+	step("splice%s(fd%d %#lx %d, fd%d %#lx %d, %zu)", uring ? " by io_uring" : "", p.in, p.from,
+	     place_in, p.out, p.to, place_out, p.len);
 	BOTH {
 		off_t from = p.from, to = p.to;
 		ssize_t n, m, got = 0, put = 0;
@@ -1828,8 +1878,8 @@ static void op_splice(void)
 			die("pipe");
 		/* How much one call moves is the filesystem's choice. */
 		while (got < (ssize_t)p.len) {
-			n = splice(HERE(p.in), place_in ? &from : NULL, pipes[1], NULL,
-				   p.len - got, SPLICE_F_NONBLOCK);
+			n = splice_by(uring, HERE(p.in), place_in ? &from : NULL, pipes[1], NULL,
+				      p.len - got);
 			if (n <= 0) {
 				if (n < 0 && errno != EAGAIN)
 					say("in: %s", errname());
@@ -1837,8 +1887,8 @@ static void op_splice(void)
 					break;
 			}
 			got += n > 0 ? n : 0;
-			m = splice(pipes[0], NULL, HERE(p.out), place_out ? &to : NULL,
-				   p.len, SPLICE_F_NONBLOCK);
+			m = splice_by(uring, pipes[0], NULL, HERE(p.out), place_out ? &to : NULL,
+				      p.len);
 			if (m <= 0) {
 				say("out: %s", m ? errname() : "0");
 				break;
@@ -1986,6 +2036,179 @@ static void op_aio(void)
 		/* A write beyond the end may come before a read there, or not. */
 		for (k = 0; k < n && code[k] == IOCB_CMD_PREAD; k++)
 			say("%ld: %lx", k, hash(buf + k * 8 * PAGE, 8 * PAGE, 1));
+	}
+}
+
+/* --- the same by io_uring ---------------------------------------------------------- */
+
+static const char *uring_error(int res)
+{
+	return res < 0 ? strerrorname_np(-res) ?: "?" : "ok";
+}
+
+/* Inside the buffer: what is cut short by a bad address may differ. */
+static void op_uring_data(void)
+{
+	int slot = any_fd(), async = one_in(2);
+	int code = ONE_OF(IORING_OP_READ, IORING_OP_READ, IORING_OP_READV, IORING_OP_READ_FIXED,
+			  IORING_OP_WRITE, IORING_OP_WRITE, IORING_OP_WRITEV, IORING_OP_WRITE_FIXED);
+	bool reads = code == IORING_OP_READ || code == IORING_OP_READV ||
+		     code == IORING_OP_READ_FIXED;
+	off_t off = reads ? any_off(size_of(slot)) : near_off(size_of(slot));
+	size_t len = any_len(), at;
+	int flags = one_in(4) ? ONE_OF(RWF_DSYNC, RWF_SYNC, RWF_HIPRI, RWF_UNKNOWN_, RWF_APPEND) : 0;
+	uint64_t gen = rnd(1 << 30);
+
+	if (one_in(5))
+		off = -1;	/* the descriptor's position */
+	else if (off < 0 && !one_in(4))
+		off = 0;
+	at = one_in(3) ? 1 + rnd(6) : 0;
+	if (len > BUF - at)
+		len = BUF - at;
+	step("io_uring: %d of fd%d, %zu at %#lx, buffer +%zu, flags %x%s", code, slot, len, off, at,
+	     flags, async ? ", asynchronous" : "");
+	BOTH {
+		char *p = buf + at;
+		struct iovec v[3] = { { p, len / 3 }, { p, 0 }, { p + len / 3, len - len / 3 } };
+		bool many = code == IORING_OP_READV || code == IORING_OP_WRITEV;
+		struct io_uring_sqe sqe = {
+			.opcode = code, .fd = HERE(slot), .off = off, .rw_flags = flags,
+			.addr = many ? (uintptr_t)v : (uintptr_t)p, .len = many ? 3 : len,
+			.flags = async ? IOSQE_ASYNC : 0,
+		};
+		long n;
+
+		if (reads)
+			memset(buf, 0xa5, BUF);
+		else
+			fill(buf, BUF, gen, 0);
+		n = ring_run(&ring, &sqe);
+		/* What could not be done without waiting: that depends on what is cached. */
+		if (n == -EAGAIN) {
+			n = reads ? preadv2(HERE(slot), v, 3, off, flags) :
+				    pwritev2(HERE(slot), v, 3, off, flags);
+			n = n < 0 ? -errno : n;
+		}
+		say("%ld %s", n, uring_error(n));
+		if (reads && n > 0)
+			say_bytes("read", n, p);
+		say("buffer %lx", hash(buf, BUF, 1));
+	}
+}
+
+static void op_uring_file(void)
+{
+	int slot = any_fd(), what = rnd(4), async = one_in(2);
+	off_t off = near_off(size_of(slot)), len = any_len();
+	int mode = ONE_OF(0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+			  FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE,
+			  FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE, 0x80);
+	int flags = one_in(2) ? IORING_FSYNC_DATASYNC : 0, advice = rnd(7);
+
+	step("io_uring: %s of fd%d, %#lx %#lx, %#x %d %d%s",
+	     what == 0 ? "fsync" : what == 1 ? "fallocate" : what == 2 ? "sync_file_range" : "fadvise",
+	     slot, off, len, mode, flags, advice, async ? ", asynchronous" : "");
+	BOTH {
+		struct io_uring_sqe sqe = { .fd = HERE(slot), .flags = async ? IOSQE_ASYNC : 0 };
+		int res;
+
+		switch (what) {
+		case 0:
+			sqe.opcode = IORING_OP_FSYNC;
+			sqe.fsync_flags = flags;
+			break;
+		case 1:
+			sqe.opcode = IORING_OP_FALLOCATE;
+			sqe.off = off;
+			sqe.addr = len;
+			sqe.len = mode;
+			break;
+		case 2:
+			sqe.opcode = IORING_OP_SYNC_FILE_RANGE;
+			sqe.off = off;
+			sqe.len = len;
+			sqe.sync_range_flags = 7;
+			break;
+		case 3:
+			sqe.opcode = IORING_OP_FADVISE;
+			sqe.off = off;
+			sqe.len = len;
+			sqe.fadvise_advice = advice;
+			break;
+		}
+		res = ring_run(&ring, &sqe);
+		say("%d %s", res, uring_error(res));
+	}
+}
+
+static void op_uring_open(void)
+{
+	int slot = rnd(NFD), flags = any_open_flags(), async = one_in(3);
+	const char *path = one_in(8) ? any_dir() : any_file();
+	mode_t mode = any_mode();
+
+	new_fd(slot);
+	step("io_uring: fd%d = openat(%.60s, %#x, %o)%s", slot, path, flags, mode,
+	     async ? ", asynchronous" : "");
+	BOTH {
+		struct io_uring_sqe sqe = {
+			.opcode = IORING_OP_OPENAT, .fd = AT_FDCWD, .addr = (uintptr_t)path,
+			.len = mode, .open_flags = flags, .flags = async ? IOSQE_ASYNC : 0,
+		};
+		int fd = ring_run(&ring, &sqe);
+
+		say("open: %s", uring_error(fd));
+		put_fd(slot, fd < 0 ? -1 : fd);
+	}
+}
+
+static void op_uring_name(void)
+{
+	int what = rnd(4), async = one_in(3);
+	const char *path = any_path(), *to = what == 0 ? any_path() : "";
+	unsigned int mode = any_mode();
+	int flags = what == 0 ? ONE_OF(0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE) :
+		    what == 1 ? ONE_OF(0, 0, AT_REMOVEDIR) :
+				ONE_OF(0, AT_SYMLINK_NOFOLLOW, AT_STATX_FORCE_SYNC);
+
+	step("io_uring: %s %.60s %.60s %x %o%s",
+	     what == 0 ? "rename" : what == 1 ? "unlink" : what == 2 ? "mkdir" : "statx", path, to,
+	     flags, mode, async ? ", asynchronous" : "");
+	BOTH {
+		struct io_uring_sqe sqe = {
+			.fd = AT_FDCWD, .addr = (uintptr_t)path, .flags = async ? IOSQE_ASYNC : 0,
+		};
+		struct statx sx = {};
+		int res;
+
+		switch (what) {
+		case 0:
+			sqe.opcode = IORING_OP_RENAMEAT;
+			sqe.len = AT_FDCWD;
+			sqe.addr2 = (uintptr_t)to;
+			sqe.rename_flags = flags;
+			break;
+		case 1:
+			sqe.opcode = IORING_OP_UNLINKAT;
+			sqe.unlink_flags = flags;
+			break;
+		case 2:
+			sqe.opcode = IORING_OP_MKDIRAT;
+			sqe.len = mode;
+			break;
+		case 3:
+			sqe.opcode = IORING_OP_STATX;
+			sqe.len = STATX_BASIC_STATS;
+			sqe.addr2 = (uintptr_t)&sx;
+			sqe.statx_flags = flags;
+			break;
+		}
+		res = ring_run(&ring, &sqe);
+		say("%d %s", res, uring_error(res));
+		if (what == 3)
+			say("mask %x mode %o size %lld nlink %u uid %u", sx.stx_mask & ~0x5000,
+			    sx.stx_mode, (long long)sx.stx_size, sx.stx_nlink, sx.stx_uid);
 	}
 }
 
@@ -2185,7 +2408,8 @@ static const struct {
 	{ op_sendfile, 4 }, { op_splice, 5 }, { op_clone, 10 }, { op_dedupe, 6 }, { op_share, 8 },
 	{ op_aio, 6 }, { op_mmap, 14 }, { op_munmap, 2 }, { op_store, 16 }, { op_madvise, 6 },
 	{ op_msync, 4 }, { op_mprotect, 4 }, { op_mremap, 4 }, { op_fork, 2 },
-	{ op_drop_caches, 3 },
+	{ op_drop_caches, 3 }, { op_uring_data, 16 }, { op_uring_file, 5 }, { op_uring_open, 6 },
+	{ op_uring_name, 5 },
 };
 
 static void one_step(void)
@@ -2202,6 +2426,10 @@ static void one_step(void)
 	touched_map = -1;
 	as_uid = one_in(6) ? USER : 0;
 	umask(one_in(4) ? 0 : one_in(8) ? 077 : 022);
+	/* Where io_uring is turned off, plain calls are left. */
+	if (!have_ring && (ops[i].op == op_uring_data || ops[i].op == op_uring_file ||
+			   ops[i].op == op_uring_open || ops[i].op == op_uring_name))
+		i = 0;
 	alarm(100);
 	ops[i].op();
 	enter(SIDES);
@@ -2256,6 +2484,13 @@ static void start(const char *name, int nr, struct history *h)
 	signal(SIGPIPE, SIG_IGN);
 	buf = mmap(NULL, BUF + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	mprotect(buf + BUF, PAGE, PROT_NONE);
+	have_ring = !ring_start(&ring);
+	if (have_ring) {
+		struct iovec all = { buf, BUF };
+
+		if (syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &all, 1))
+			die("registered buffers");
+	}
 	for (s = 0; s < SIDES; s++) {
 		seen[s] = calloc(1, HEAD + PAGE);
 		on[s].root = open(tree(s, name), O_RDONLY | O_DIRECTORY | O_NOATIME);

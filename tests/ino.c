@@ -125,11 +125,9 @@ TEST(hard_links_are_one_inode)
 /* Snapshots repeat inode numbers; in the mount each file has its own. */
 TEST(snapshots_get_inode_numbers_of_their_own)
 {
-	struct btrfs_ioctl_vol_args vol = {};
-	struct btrfs_ioctl_vol_args_v2 snap = {};
 	struct stat l[4], u[4];
 	struct dirent *e;
-	int dir, i, k;
+	int i, k;
 	char *p[4];
 	dev_t dev;
 	ino_t ino;
@@ -137,16 +135,11 @@ TEST(snapshots_get_inode_numbers_of_their_own)
 
 	if (!btrfs)
 		SKIP(return, "XFS has no snapshots");
-	dir = open(low("."), O_RDONLY | O_DIRECTORY);
-	strcpy(vol.name, "0");
-	ASSERT_EQ(0, ioctl(dir, BTRFS_IOC_SUBVOL_CREATE, &vol));
+	ASSERT_EQ(0, subvol_create(low("0")));
 	make_file(low("0/f"), 10 * PAGE, 1);
 	sync();
-	snap.fd = open(low("0"), O_RDONLY | O_DIRECTORY);
-	for (i = 1; i < 4; i++) {
-		snprintf(snap.name, sizeof(snap.name), "%d", i);
-		ASSERT_EQ(0, ioctl(dir, BTRFS_IOC_SNAP_CREATE_V2, &snap));
-	}
+	for (i = 1; i < 4; i++)
+		ASSERT_EQ(0, subvol_snapshot(low("0"), low("%d", i), 0));
 	for (i = 0; i < 4; i++) {
 		ASSERT_EQ(0, stat(low("%d/f", i), &l[i]));
 		ASSERT_EQ(0, stat(up("%d/f", i), &u[i]));
@@ -170,8 +163,6 @@ TEST(snapshots_get_inode_numbers_of_their_own)
 	/* Tools that walk a tree must see no loop and no false hard link. */
 	EXPECT_EQ(0, shell("test $(find %s -name f | wc -l) = 4", upper_dir));
 	EXPECT_EQ(0, shell("test $(find %s/. -name f -printf '%%i\\n' | sort -u | wc -l) = 4", upper_dir));
-	close(snap.fd);
-	close(dir);
 }
 
 TEST_HARNESS_MAIN

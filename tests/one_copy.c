@@ -47,23 +47,15 @@ static void make_reflinks(void)
 
 static void make_snapshots(void)
 {
-	struct btrfs_ioctl_vol_args vol = {};
-	struct btrfs_ioctl_vol_args_v2 snap = {};
-	int dir = open(low("."), O_RDONLY | O_DIRECTORY), c;
+	int c;
 
-	strcpy(vol.name, "0");
-	if (ioctl(dir, BTRFS_IOC_SUBVOL_CREATE, &vol))
+	if (subvol_create(low("0")))
 		die("subvolume");
 	make_original();
 	sync();
-	snap.fd = open(low("0"), O_RDONLY | O_DIRECTORY);
-	for (c = 1; c < CLONES; c++) {
-		snprintf(snap.name, sizeof(snap.name), "%d", c);
-		if (ioctl(dir, BTRFS_IOC_SNAP_CREATE_V2, &snap))
+	for (c = 1; c < CLONES; c++)
+		if (subvol_snapshot(low("0"), low("%d", c), 0))
 			die("snapshot");
-	}
-	close(snap.fd);
-	close(dir);
 }
 
 /*

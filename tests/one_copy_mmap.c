@@ -8,29 +8,6 @@
 #define CLONES	24
 #define SIZE	(16 * MiB)
 
-static size_t smaps(pid_t pid, const char *file, const char *field)
-{
-	char path[64], line[4096], key[64];
-	unsigned long start, end;
-	size_t kib, sum = 0;
-	bool ours = false;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/%d/smaps", pid);
-	snprintf(key, sizeof(key), "%s: %%zu kB", field);
-	f = fopen(path, "r");
-	if (!f)
-		die("%s", path);
-	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
-			ours = strstr(line, file);
-		else if (ours && sscanf(line, key, &kib) == 1)
-			sum += kib * 1024;
-	}
-	fclose(f);
-	return sum;
-}
-
 FIXTURE(clones) {
 	char *want;
 };

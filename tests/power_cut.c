@@ -54,19 +54,14 @@ static struct shared {
 
 static unsigned long seed;
 static char image[PATH_MAX], data[PATH_MAX], cut_image[PATH_MAX];
-static char below[PATH_MAX], through[PATH_MAX];
 
 /* For the teardown, too, in whichever process that runs. */
 __attribute__((constructor(1001)))
-static void places(void)
+static void images(void)
 {
 	snprintf(image, sizeof(image), "%s", low("image"));
 	snprintf(data, sizeof(data), "%s", low("data"));
 	snprintf(cut_image, sizeof(cut_image), "%s", low("cut"));
-	snprintf(below, sizeof(below), "%s/below", getcwd(NULL, 0));
-	snprintf(through, sizeof(through), "%s/through", getcwd(NULL, 0));
-	mkdir(below, 0755);
-	mkdir(through, 0755);
 }
 
 static unsigned int rnd(uint64_t *state, unsigned int below_what)
@@ -633,7 +628,7 @@ FIXTURE(disk) {
 
 FIXTURE_SETUP(disk)
 {
-	const char *log = getenv("DEDUPFS_SPARE"), *orig, *dev;
+	const char *log = spare, *orig, *dev;
 	struct dm_line line = { .type = "log-writes" };
 	struct stat st;
 	unsigned int w, f;

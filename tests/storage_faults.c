@@ -25,28 +25,7 @@
 #define GOING_LOGFLUSH		1
 #define GOING_NOLOGFLUSH	2
 
-static char below[PATH_MAX], through[PATH_MAX], device[64];
-static const char *spare;
-
-__attribute__((constructor(1001)))
-static void places(void)
-{
-	spare = getenv("DEDUPFS_SPARE");
-	snprintf(below, sizeof(below), "%s/below", getcwd(NULL, 0));
-	snprintf(through, sizeof(through), "%s/through", getcwd(NULL, 0));
-	mkdir(below, 0755);
-	mkdir(through, 0755);
-}
-
-static const char *dn(const char *name)
-{
-	return path_of("%s/%s", below, name);
-}
-
-static const char *th(const char *name)
-{
-	return path_of("%s/%s", through, name);
-}
+static char device[64];
 
 static long pool_here(const char *name)
 {
@@ -503,8 +482,8 @@ static void with_readahead(void)
 		for (k = 0; k < 3; k++) {
 			unsigned int j;
 
-			s = i < ARRAY_SIZE(steps) ? by_read(th(names[k]), 1 + k / 2, steps[i], false) :
-						    by_load(th(names[k]), 1 + k / 2, false);
+			s = i < ARRAY_SIZE(steps) ? by_read(th("%s", names[k]), 1 + k / 2, steps[i], false) :
+						    by_load(th("%s", names[k]), 1 + k / 2, false);
 			if (wrong_in(s))
 				say("wrong: %s", s);
 			for (j = 0; j < n; j++)
@@ -951,7 +930,7 @@ static void loader(unsigned int nr)
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (nr == 0 || nr == 1) {
-		fd = open(th(twin), O_RDONLY);
+		fd = open(th("%s", twin), O_RDONLY);
 	} else if (nr == 2) {
 		p = map_file(th("a"), SIZE, PROT_READ, MAP_SHARED);
 	} else if (nr == 3) {
@@ -990,14 +969,14 @@ static void loader(unsigned int nr)
 			break;
 		case 4:
 			snprintf(name, sizeof(name), "n%u", page % 4);
-			k = MAY_FAIL(nr, open(th(name), O_RDWR | O_CREAT, 0644));
+			k = MAY_FAIL(nr, open(th("%s", name), O_RDWR | O_CREAT, 0644));
 			if (k >= 0)
 				close(k);
-			if (k >= 0 && !MAY_FAIL(nr, rename(th(name), th("other"))))
+			if (k >= 0 && !MAY_FAIL(nr, rename(th("%s", name), th("other"))))
 				MAY_FAIL(nr, unlink(th("other")));
 			break;
 		case 5:
-			r = (struct file_clone_range){ .src_fd = open(th(twin), O_RDONLY) };
+			r = (struct file_clone_range){ .src_fd = open(th("%s", twin), O_RDONLY) };
 			k = r.src_fd < 0 ? -1 : MAY_FAIL(nr, ioctl(fd, FICLONERANGE, &r));
 			if (r.src_fd >= 0)
 				close(r.src_fd);

@@ -4,6 +4,7 @@
  * byte, zero behind the end in every mapping, and never anyone else's bytes.
  */
 #include "common.h"
+#include "device.h"
 
 #define SIZE	(2 * PAGE + 1000)
 
@@ -185,6 +186,116 @@ static void fault_behind_end(void)
 TEST(faults_behind_the_end)
 {
 	SAME(fault_behind_end);
+}
+
+/* --- one block, two lengths ----------------------------------------------- */
+
+#ifndef XFS_IOC_GOINGDOWN
+#define XFS_IOC_GOINGDOWN	_IOR('X', 125, uint32_t)
+#endif
+#define GOING_LOGFLUSH	1
+
+/* Not in the last page: before 6.2, XFS writes that one in time. */
+#define CUT	(PAGE + 500)
+
+FIXTURE(crashed) {
+	char below[PATH_MAX], through[PATH_MAX], stats[PATH_MAX];
+};
+
+/*
+ * XFS logs the new size of a file that was cut, and writes the zeroes behind
+ * it later, to a block of its own.  A power cut between the two leaves the
+ * block shared by files that end at different bytes of it.
+ */
+FIXTURE_SETUP(crashed)
+{
+	const char *dev = getenv("DEDUPFS_SPARE");
+	struct fiemap_extent a[4], twin[4];
+	uint32_t how = GOING_LOGFLUSH;
+	struct stat st;
+	int fd;
+
+	if (btrfs)
+		SKIP(return, "of XFS");
+	if (!dev)
+		SKIP(return, "DEDUPFS_SPARE is not set");
+	snprintf(self->below, PATH_MAX, "%s/below", getcwd(NULL, 0));
+	snprintf(self->through, PATH_MAX, "%s/through", getcwd(NULL, 0));
+	snprintf(self->stats, PATH_MAX, "/sys/fs/dedupfs/%s", strrchr(dev, '/') + 1);
+	mkdir(self->below, 0755);
+	mkdir(self->through, 0755);
+	ASSERT_EQ(0, shell("mkfs.xfs -q -f -K -m reflink=1 %s", dev));
+	ASSERT_EQ(0, mount(dev, self->below, "xfs", 0, NULL));
+	make_file(path_of("%s/a", self->below), SIZE, 1);
+	make_clone(path_of("%s/a", self->below), path_of("%s/twin", self->below));
+	sync();
+	ASSERT_EQ(0, truncate(path_of("%s/twin", self->below), CUT));
+	fd = open(self->below, O_RDONLY);
+	ASSERT_EQ(0, ioctl(fd, XFS_IOC_GOINGDOWN, &how));
+	close(fd);
+	ASSERT_EQ(0, umount_soon(self->below));
+	ASSERT_EQ(0, mount(dev, self->below, "xfs", 0, NULL));
+
+	ASSERT_EQ(0, stat(path_of("%s/twin", self->below), &st));
+	ASSERT_EQ(CUT, st.st_size);
+	ASSERT_LE(1, fiemap(path_of("%s/a", self->below), a, 4));
+	ASSERT_EQ(1, fiemap(path_of("%s/twin", self->below), twin, 4));
+	ASSERT_EQ(a[0].fe_physical, twin[0].fe_physical) TH_LOG("the end is not shared");
+	ASSERT_EQ(2 * PAGE, twin[0].fe_length) TH_LOG("the end is not shared");
+	ASSERT_LE(2 * PAGE, a[0].fe_length) TH_LOG("the end is not shared");
+	ASSERT_EQ(0, mount_on(self->below, self->through, NULL));
+}
+
+FIXTURE_TEARDOWN(crashed)
+{
+	if (!*self->below)
+		return;
+	umount_soon(self->through);
+	umount_soon(self->below);
+}
+
+static void expect_file(struct __test_metadata *_metadata, const char *path, size_t size)
+{
+	char *p = map_file(path, size, PROT_READ, MAP_SHARED);
+
+	EXPECT_EQ(-1, check_file(path, size, 1)) TH_LOG("%s, read", path);
+	EXPECT_EQ(-1, mismatch(p, size, 1, 0)) TH_LOG("%s, mapped", path);
+	munmap(p, size);
+	p = map_file(path, size, PROT_READ, MAP_PRIVATE);
+	EXPECT_EQ(-1, mismatch(p + PAGE, size - PAGE, 1, PAGE))
+		TH_LOG("%s, mapped, the shared end first", path);
+	munmap(p, size);
+}
+
+static long not_shared_tail(FIXTURE_DATA(crashed) *self)
+{
+	return pool_in(self->stats, "not_shared/tail");
+}
+
+TEST_F(crashed, the_shorter_first)
+{
+	long before = not_shared_tail(self);
+
+	EXPECT_EQ(-1, check_file(path_of("%s/twin", self->through), CUT, 1));
+	EXPECT_EQ(before, not_shared_tail(self));
+	EXPECT_EQ(-1, check_file(path_of("%s/a", self->through), SIZE, 1));
+	if (have_pool)
+		EXPECT_EQ(before + (long)PAGE, not_shared_tail(self));
+	expect_file(_metadata, path_of("%s/a", self->through), SIZE);
+	expect_file(_metadata, path_of("%s/twin", self->through), CUT);
+}
+
+TEST_F(crashed, the_longer_first)
+{
+	long before = not_shared_tail(self);
+
+	EXPECT_EQ(-1, check_file(path_of("%s/a", self->through), SIZE, 1));
+	EXPECT_EQ(before, not_shared_tail(self));
+	EXPECT_EQ(-1, check_file(path_of("%s/twin", self->through), CUT, 1));
+	if (have_pool)
+		EXPECT_EQ(before + (long)(CUT % PAGE), not_shared_tail(self));
+	expect_file(_metadata, path_of("%s/twin", self->through), CUT);
+	expect_file(_metadata, path_of("%s/a", self->through), SIZE);
 }
 
 TEST_HARNESS_MAIN
