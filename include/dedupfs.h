@@ -279,6 +279,7 @@ struct dedupfs_map {
  *		about to be changed; then for the inode's life
  * @plain_at:	change counter at which nothing was found poolable, or
  *		DEDUPFS_UNARMED
+ * @plain_until: when to look again, in jiffies
  * @shared_at:	change counter at which something was
  * @around_next: file page after the last fault's neighbourhood, which had
  *		@around_nr pages
@@ -290,6 +291,7 @@ struct dedupfs_inode {
 
 	struct dedupfs_map *map;
 	u64 plain_at;
+	unsigned long plain_until;
 	u64 shared_at;
 	pgoff_t around_next;
 	unsigned int around_nr;

@@ -1962,11 +1962,18 @@ static void attach_found(struct window *w, u64 counter)
 	up_read(&w->map->fill_sem);
 }
 
+/*
+ * How long a file is taken to be plain while its counter stands: it can become
+ * the source of a clone or a dedupe made below, which moves only the other's.
+ */
+#define PLAIN_TIME	(5 * HZ)
+
 /**
  * dedupfs_decide - is there anything in a file for the pool?
  * @inode:	regular upper inode
  *
- * Remembers the answer until the lower change counter moves.
+ * Remembers the answer until the lower change counter moves; a no for some
+ * seconds.
  *
  * Context: may sleep; takes the lower i_rwsem (shared).
  */
@@ -1977,11 +1984,13 @@ void dedupfs_decide(struct inode *inode)
 	struct inode *lower = di->lower;
 	loff_t size = i_size_read(lower);
 	enum dedupfs_reason reason = DEDUPFS_PLAIN;
+	bool plain = dedupfs_is_plain(di), pooled;
 	struct window *w;
-	bool pooled;
 	u64 counter;
 
-	if (dedupfs_is_plain(di) || dedupfs_counter(lower) == READ_ONCE(di->shared_at) ||
+	if (plain && time_before(jiffies, READ_ONCE(di->plain_until)))
+		return;
+	if (dedupfs_counter(lower) == READ_ONCE(di->shared_at) ||
 	    (di->map && di->map->nr_extents) || dedupfs_lower_dirty(lower))
 		return;
 	counter = inode_query_iversion(lower);
@@ -2005,13 +2014,16 @@ void dedupfs_decide(struct inode *inode)
 	}
 	if (pooled) {
 		WRITE_ONCE(di->shared_at, counter);
+		WRITE_ONCE(di->plain_at, DEDUPFS_UNARMED);
 		return;
 	}
 	/* Who is killed did not learn anything. */
 	if (fatal_signal_pending(current))
 		return;
+	WRITE_ONCE(di->plain_until, jiffies + PLAIN_TIME);
 	WRITE_ONCE(di->plain_at, counter);
-	dedupfs_count(pool, DEDUPFS_NOT_SHARED + reason, size);
+	if (!plain)
+		dedupfs_count(pool, DEDUPFS_NOT_SHARED + reason, size);
 }
 
 #define SAVED_STEP	256

@@ -196,6 +196,7 @@ void dedupfs_data_init(struct dedupfs_inode *di)
 	di->lower = NULL;
 	di->map = NULL;
 	di->plain_at = DEDUPFS_UNARMED;
+	di->plain_until = jiffies;
 	di->shared_at = DEDUPFS_UNARMED;
 	di->around_next = 0;
 	di->around_nr = 0;

@@ -1600,7 +1600,7 @@ TEST(deduplicated_again_and_again)
 		 * One copy again, for those who have it open all the while, too.
 		 * (w/f3 is not all the same.  Others drop the pool meanwhile.)
 		 * Over XFS nothing tells that the other file's blocks are shared
-		 * now, as long as that is in use: a new time lets it be looked at.
+		 * now: a new time lets it be looked at without the usual delay.
 		 */
 		joins = pool("joins");
 		for (i = 0; i < 50; i++) {

@@ -603,6 +603,30 @@ TEST(written_back_and_not_finished)
 	unlink(low("twin"));
 }
 
+/* Only the new file's counter tells of a clone made below; the source is read by others. */
+TEST(becomes_the_source_of_a_clone)
+{
+	const size_t size = 64 * PAGE;
+	double end;
+
+	if (btrfs)
+		SKIP(return, "on btrfs every file is pooled");
+	make_file(low("hot"), size, 1);
+	drop_caches("3");
+	ASSERT_EQ(-1, check_file(up("hot"), size, 1));
+	ASSERT_EQ((long)(size / PAGE), cached_pages(low("hot"), size));
+	make_clone(low("hot"), low("hot.clone"));
+	ASSERT_EQ(-1, check_file(up("hot.clone"), size, 1));
+	end = now() + 20 * TIME_FACTOR;
+	do {
+		ASSERT_EQ(-1, check_file(up("hot"), size, 1));
+		usleep(200000);
+	} while (cached_pages(low("hot"), size) && now() < end);
+	EXPECT_EQ(0, cached_pages(low("hot"), size));
+	unlink(low("hot"));
+	unlink(low("hot.clone"));
+}
+
 /* --- a writer beneath, against readers and fills --------------------------- */
 
 #define RACE_PAGES	64
