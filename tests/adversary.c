@@ -228,7 +228,7 @@ TEST(mounts_with_any_option)
 		"1g", "18446744073709551616", "0", "\\,", "\"", "\t", "\n", "\xff", "../..", "t", "k",
 		"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 	};
-	const char *at = path_of("%s/mnt", getcwd(NULL, 0));
+	const char *at = strdup(path_of("%s/mnt", getcwd(NULL, 0)));
 	static const char *const limits[] = { "0", "1", "16m", "64M", "1g", "50%", "100%", "101%", "" };
 	unsigned int i, k, mounted = 0, refused = 0;
 	static char text[PAGE];
@@ -263,7 +263,7 @@ TEST(mounts_with_any_option)
 /* Not even with a user namespace of one's own. */
 TEST(mounts_nothing_without_privilege)
 {
-	const char *at = path_of("%s/mnt", getcwd(NULL, 0));
+	const char *at = strdup(path_of("%s/mnt", getcwd(NULL, 0)));
 	int status;
 	pid_t pid;
 

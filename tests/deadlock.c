@@ -482,7 +482,7 @@ TEST_F(files, reclaims_in_the_middle_of_things)
 	EXPECT_EQ(0UL, progress->wrong);
 	EXPECT_LT(200UL, progress->ops);
 	if (have_pool)
-		EXPECT_LT(evictions + 1000, pool("evictions"));
+		EXPECT_LT(evictions + 100, pool("evictions"));
 	for (i = 0; i < 4; i++)
 		rm_rf(low("d%d", i));
 	unlink(low("pooled0"));
