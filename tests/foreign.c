@@ -499,6 +499,48 @@ static size_t run_on(const struct fiemap_extent *was, long n, const char *path, 
 }
 
 /*
+ * The same where the file lives on, cut off beneath, and nobody looks at it
+ * through the mount: what the pool has of its blocks is no one's.
+ */
+TEST(blocks_of_a_cut_file_used_by_others)
+{
+	const size_t size = 256 * PAGE;
+	struct fiemap_extent was[8], is[8];
+	int gen, i, j, reused = 0;
+	long n = 0, m;
+	char *p;
+
+	if (btrfs)
+		take_space(low("filler"), 32 * MiB);
+	for (gen = 0; gen < 16; gen++) {
+		make_file(low("g%d", gen % 2), size, gen);
+		make_clone(low("g%d", gen % 2), low("h%d", gen % 2));
+		m = fiemap(low("g%d", gen % 2), is, 8);
+		ASSERT_LT(0, m);
+		for (i = 0; i < n; i++)
+			for (j = 0; j < m; j++)
+				reused += is[j].fe_physical < was[i].fe_physical + was[i].fe_length &&
+					  was[i].fe_physical < is[j].fe_physical + is[j].fe_length;
+		ASSERT_EQ(-1, check_file(up("g%d", gen % 2), size, gen));
+		p = map_file(up("h%d", gen % 2), size, PROT_READ, MAP_SHARED);
+		ASSERT_EQ(-1, mismatch(p, size, gen, 0));
+		munmap(p, size);
+		memcpy(was, is, sizeof(was));
+		n = m;
+		ASSERT_EQ(0, truncate(low("g%d", gen % 2), 0));
+		ASSERT_EQ(0, truncate(low("h%d", gen % 2), 0));
+		sync();
+	}
+	for (i = 0; i < 2; i++) {
+		unlink(low("g%d", i));
+		unlink(low("h%d", i));
+	}
+	unlink(low("filler"));
+	TH_LOG("blocks used again: %d times", reused);
+	EXPECT_LT(0, reused);
+}
+
+/*
  * btrfs moves a file without a word: the counter stays, the old blocks go to
  * another file.  Who was attached to them, without a page, must not get the
  * other's.

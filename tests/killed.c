@@ -592,7 +592,8 @@ static bool excused(const struct scene *scene, bool second, const struct actor *
 		return true;
 	/* The pool is filled by direct reads, which btrfs keeps from changes. */
 	return second && btrfs && (scene->first == do_read || scene->first == do_load) &&
-	       (scene->then == do_write || scene->then == do_store || scene->then == do_truncate);
+	       (scene->then == do_write || scene->then == do_store ||
+		scene->then == do_truncate || scene->then == do_clone);
 }
 
 FIXTURE(suspended) {
