@@ -80,7 +80,8 @@ static bool compare(struct dentry *dentry, struct dentry *lower, unsigned long s
 	bool right;
 
 	spin_lock(&dentry->d_lock);
-	spin_lock_nested(&lower->d_lock, DENTRY_D_LOCK_NESTED);
+	/* (6.1 can hold the upper one as nested itself.) */
+	spin_lock_nested(&lower->d_lock, DENTRY_D_LOCK_NESTED + 1);
 	right = belong_together(dentry, lower);
 	if (right)
 		cmpxchg(&dentry->d_time, seen,
@@ -124,7 +125,8 @@ static int dedupfs_d_delete(const struct dentry *dentry)
 		return !!lower;
 	if (!(lower->d_flags & DCACHE_OP_DELETE))
 		return 0;
-	spin_lock_nested(&lower->d_lock, DENTRY_D_LOCK_NESTED);
+	/* (6.1 can hold the upper one as nested itself.) */
+	spin_lock_nested(&lower->d_lock, DENTRY_D_LOCK_NESTED + 1);
 	gone = lower->d_op->d_delete(lower);
 	spin_unlock(&lower->d_lock);
 	return gone;

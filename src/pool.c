@@ -438,10 +438,17 @@ static void fill_finish(struct dedupfs_fill *fill, unsigned int i, unsigned int 
 static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_space *mapping,
 				  loff_t size)
 {
+	bool lock = fill->pool->reads_locked;
 	struct folio *folio;
 	pgoff_t index;
 	unsigned int i, valid;
 
+	/*
+	 * Who takes pages out of it may have zeroed a part of them, and moves
+	 * no counter where it is a dedupe of what has been deduplicated.
+	 */
+	if (lock && !inode_trylock_shared(mapping->host))
+		return;
 	for (i = 0; i < fill->nr && mapping->nrpages; i++) {
 		index = fill->index + i;
 		valid = dedupfs_valid_bytes(size, index);
@@ -458,6 +465,8 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 		}
 		folio_put(folio);
 	}
+	if (lock)
+		inode_unlock_shared(mapping->host);
 }
 
 /* May be called in interrupt context. */

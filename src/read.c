@@ -33,7 +33,8 @@ struct fill_work {
 
 #define FILLS_QUEUED_MAX	512
 
-static struct workqueue_struct *fill_wq;
+/* What a fill waits for may be ended by a work, which must not queue behind it. */
+static struct workqueue_struct *fill_wq, *end_wq;
 static atomic_t fills_queued;
 
 static void wait_put(struct dedupfs_wait *wait)
@@ -127,7 +128,7 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
  */
 void dedupfs_queue_fill(struct work_struct *work)
 {
-	queue_work(fill_wq, work);
+	queue_work(end_wq, work);
 }
 
 /** dedupfs_wait_new - something to wait on for a worker; NULL without memory */
@@ -159,18 +160,27 @@ void dedupfs_wait_put(struct dedupfs_wait *wait)
 int dedupfs_read_init(void)
 {
 	fill_wq = alloc_workqueue("dedupfs-fill", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
-	return fill_wq ? 0 : -ENOMEM;
+	end_wq = alloc_workqueue("dedupfs-end", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	if (fill_wq && end_wq)
+		return 0;
+	dedupfs_read_exit();
+	return -ENOMEM;
 }
 
 /** dedupfs_read_exit - at module unload: no work is left behind */
 void dedupfs_read_exit(void)
 {
-	destroy_workqueue(fill_wq);
+	if (fill_wq)
+		destroy_workqueue(fill_wq);
+	if (end_wq)
+		destroy_workqueue(end_wq);
 }
 
 /** dedupfs_read_flush - wait for the work that holds inodes (umount) */
 void dedupfs_read_flush(void)
 {
+	/* A fill by a worker is never abandoned: no more of these come. */
+	flush_workqueue(end_wq);
 	flush_workqueue(fill_wq);
 	/* The lower files that the fills have closed hold the lower mount. */
 	flush_delayed_fput();
@@ -271,6 +281,7 @@ static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedup
 			 const struct dedupfs_range *r, loff_t size)
 {
 	size_t offset = offset_in_page(iocb->ki_pos), bytes = 0, done = 0;
+	struct file *file = iocb->ki_filp;
 	struct page *pages[READ_BATCH];
 	unsigned int n, i, want, valid;
 
@@ -292,9 +303,12 @@ static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedup
 		done = copy_pages(pages, offset, bytes, iter);
 	}
 	for (i = 0; i < n; i++) {
-		dedupfs_page_used(pages[i]);
+		/* A read that goes on in the same page is not a use of its own. */
+		if (i || !offset || iocb->ki_pos != file->f_ra.prev_pos)
+			dedupfs_page_used(pages[i]);
 		put_page(pages[i]);
 	}
+	file->f_ra.prev_pos = iocb->ki_pos + done;
 	dedupfs_count(map->pool, DEDUPFS_HITS, n);
 	return done ?: (bytes ? -EFAULT : 0);
 }
@@ -306,8 +320,9 @@ static int lock_for_read(struct inode *lower, bool nowait)
 	return down_read_killable(&lower->i_rwsem) ? -EINTR : 0;
 }
 
-/* Room that is made present at once for a read under a lock. */
+/* Room that is made present at once for a read under a lock, and how often in vain. */
 #define FAULT_IN_MAX	(64 * PAGE_SIZE)
+#define FAULT_IN_TRIES	64
 
 /*
  * filemap_read(), locked as the lower filesystem does it.  Where that is by
@@ -317,10 +332,11 @@ static int lock_for_read(struct inode *lower, bool nowait)
 static ssize_t read_cached(struct kiocb *iocb, struct iov_iter *iter)
 {
 	struct inode *inode = file_inode(iocb->ki_filp), *lower = dedupfs_lower(inode);
+	unsigned int tries = 0;
 	size_t room;
 	ssize_t ret, done = 0;
 
-	if (!dedupfs_pool(inode)->reads_locked)
+	if (!dedupfs_pool(inode)->reads_locked || WARN_ON_ONCE(iocb->ki_flags & IOCB_WAITQ))
 		return filemap_read(iocb, iter, 0);
 	while (iov_iter_count(iter)) {
 		ret = lock_for_read(lower, iocb->ki_flags & IOCB_NOWAIT);
@@ -332,6 +348,7 @@ static ssize_t read_cached(struct kiocb *iocb, struct iov_iter *iter)
 		inode_unlock_shared(lower);
 		if (ret > 0) {
 			done += ret;
+			tries = 0;
 			if (iocb->ki_pos >= i_size_read(lower))
 				break;
 			continue;
@@ -339,7 +356,8 @@ static ssize_t read_cached(struct kiocb *iocb, struct iov_iter *iter)
 		if (ret != -EFAULT || !user_backed_iter(iter))
 			return done ?: ret;
 		room = min_t(size_t, iov_iter_count(iter), FAULT_IN_MAX);
-		if (fault_in_iov_iter_writeable(iter, room) == room)
+		/* (A shadow stack can be made present, and not stored to.) */
+		if (fault_in_iov_iter_writeable(iter, room) == room || ++tries == FAULT_IN_TRIES)
 			return done ?: -EFAULT;
 		if (fatal_signal_pending(current))
 			return done ?: -EINTR;

@@ -669,6 +669,56 @@ TEST(becomes_the_source_of_a_clone)
 	unlink(low("hot.clone"));
 }
 
+/*
+ * A dedupe of what has been deduplicated changes nothing, the counter neither;
+ * but it takes a part of the file out of the page cache below, from which the
+ * pool is filled, and XFS zeroes that first.
+ */
+TEST(deduplicated_once_more)
+{
+	const size_t size = 256 * PAGE;
+	char *buf = malloc(size);
+	double end;
+	pid_t pid[2];
+	int i, fd;
+	long n = 0;
+
+	make_file(low("once"), size, 1);
+	make_clone(low("once"), low("more"));
+	for (i = 0; i < 2; i++) {
+		pid[i] = fork();
+		if (pid[i])
+			continue;
+		for (n = 0; ; n++) {
+			if (i && dedupe(low("once"), low("more"), (1 + n % 200) * PAGE, 37 * PAGE))
+				_exit(1);
+			fd = open(low("more"), O_RDONLY);
+			if (pread(fd, buf, size, 0) != (ssize_t)size || mismatch(buf, size, 1, 0) >= 0)
+				_exit(2);
+			close(fd);
+		}
+	}
+	end = now() + 6 * TIME_FACTOR;
+	while (now() < end) {
+		drop_caches("2");
+		n++;
+		if (check_file(up("more"), size, 1) != -1)
+			break;
+		if (check_file(up("once"), size, 1) != -1)
+			break;
+	}
+	TH_LOG("%ld times read", n);
+	EXPECT_LE(end, now());
+	for (i = 0; i < 2; i++) {
+		EXPECT_EQ(0, waitpid(pid[i], NULL, WNOHANG));
+		kill(pid[i], SIGKILL);
+		waitpid(pid[i], NULL, 0);
+	}
+	free(buf);
+	unlink(low("once"));
+	unlink(low("more"));
+}
+
 /* --- a writer beneath, against readers and fills --------------------------- */
 
 #define RACE_PAGES	64

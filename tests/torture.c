@@ -1559,6 +1559,9 @@ struct snapshot {
 	bool exists, known[FILES];
 	uint32_t lo[FILES], hi[FILES];
 	struct version v[FILES][BLOCKS];
+	/* To explain a failure: when it was made, and what was known then. */
+	uint64_t t0, t1;
+	struct object object[FILES];
 };
 
 #define SNAPSHOTS	2
@@ -1623,7 +1626,10 @@ static bool make_snapshot(struct snapshot *snap, int nr)
 			v->unknown |= n <= 0;
 			v->nr = m;
 		}
+		memcpy(&snap->object[f], o, sizeof(*o));
 	}
+	snap->t0 = t0;
+	snap->t1 = t1;
 	snap->exists = true;
 	count(&s->snapshots);
 	return true;
@@ -1646,6 +1652,10 @@ static void wrong_snapshot(struct snapshot *snap, int nr, enum side side, int f,
 	memset(io, 0, PAGE);
 	pread(i, io, PAGE, b * PAGE);
 	print_page("below now: ", io);
+	fprintf(stderr, "# the snapshot of [%lu, %lu] was made of file %u:\n", snap->t0, snap->t1,
+		snap->object[f].id);
+	print_block(&snap->object[f], b);
+	print_history(&snap->object[f], b);
 	_exit(1);
 }
 
