@@ -308,7 +308,8 @@ static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedup
 			dedupfs_page_used(pages[i]);
 		put_page(pages[i]);
 	}
-	file->f_ra.prev_pos = iocb->ki_pos + done;
+	if (done)
+		file->f_ra.prev_pos = iocb->ki_pos + done;
 	dedupfs_count(map->pool, DEDUPFS_HITS, n);
 	return done ?: (bytes ? -EFAULT : 0);
 }
