@@ -1959,6 +1959,8 @@ static void attach_found(struct window *w, u64 counter)
 	if (w->baseline == counter && !held_below(w))
 		while (attach(w, NULL) == -ENOSPC)
 			;
+	if (w->joined)
+		drop_lower_copies(w, w->index, w->nr);
 	up_read(&w->map->fill_sem);
 }
 
