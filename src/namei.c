@@ -80,8 +80,7 @@ static bool compare(struct dentry *dentry, struct dentry *lower, unsigned long s
 	bool right;
 
 	spin_lock(&dentry->d_lock);
-	/* (6.1 can hold the upper one as nested itself.) */
-	spin_lock_nested(&lower->d_lock, DENTRY_D_LOCK_NESTED + 1);
+	spin_lock_nested(&lower->d_lock, DENTRY_D_LOCK_NESTED);
 	right = belong_together(dentry, lower);
 	if (right)
 		cmpxchg(&dentry->d_time, seen,
