@@ -31,22 +31,28 @@
  *                         read of the lower page cache holds it shared, and
  *                         none of ours, with page faults disabled)
  *   mmap_lock or the VMA lock
+ *     lower invalidate_lock (shared, trylock: fault-around from the lower page
+ *                          cache; else it is the lower filesystem's)
  *     map->zap_sem        read: a fault while it maps pool pages (trylock);
  *                         write: taken and dropped by a detach before it zaps
  *       pool page lock    (trylock)
  *   map->fill_sem         read: a fill while it is in the lower filesystem;
  *                         write: sampling a baseline
  *     lower inode i_rwsem (trylock for the baseline; shared inside FIEMAP
- *                          and direct reads of the lower filesystem, and for a
- *                          moment after a fill)
+ *                          and direct reads of the lower filesystem, for a
+ *                          moment before a FIEMAP and after a fill, and by
+ *                          trylock for a copy from the lower page cache)
  *   pools_lock            (pool.c; a change, where there are several pools)
- *   pool page lock
+ *   pool page lock        (a reader who was killed leaves those that he filled
+ *                         to a worker of end_wq, which waits for I/O alone)
  *     pool->sem           write: attach, detach, publish; read: evict
  *       map->attach_mutex (a change takes it without pool->sem)
  *       i_mmap_rwsem      (evict zaps while it walks the attached extents)
  *       map->lock         (also inside a mark's lock: mark.c)
  *       xa_lock of pool->entries, bucket locks of pool->maps
  *       pool_node->lock
+ *
+ *   Apart from these: a lower d_lock is taken inside the upper dentry's.
  *
  * pool->sem is never held while a lower i_rwsem, a page lock, fill_sem or
  * zap_sem is waited for, and memory is allocated under it with GFP_NOFS
@@ -236,7 +242,8 @@ struct dedupfs_extent {
  * @mark:	set at our first modification: tells foreign changes from ours
  * @tracked:	@mark has been in place since @baseline was sampled
  * @foreign:	@mark saw a foreign change since then
- * @gone:	(btrfs) its subvolume was deleted; the reaper's
+ * @gone:	(btrfs) its subvolume was deleted; only the reaper's work, of
+ *		which there is one at a time, looks at it
  * @truncating:	task inside a truncate of ours: its event is not foreign
  * @users:	upper inodes that point here (pool->sem)
  */

@@ -1757,16 +1757,11 @@ static int resolve_window(struct window *w, pgoff_t nr)
  */
 static int resolve_again(struct window *w)
 {
-	struct inode *lower = w->di->lower;
 	pgoff_t got;
 	int n;
 
-	if (w->pool->counter_tells_mapping) {
-		n = down_read_killable(&lower->i_rwsem);
-		if (!n)
-			inode_unlock_shared(lower);
-		return n;
-	}
+	if (w->pool->counter_tells_mapping)
+		return dedupfs_wait_for_writer(w->di->lower);
 	n = resolve(w, w->nr, 0, w->again, &got);
 	if (n < 0)
 		return n;

@@ -139,10 +139,9 @@ int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
 		return -EOPNOTSUPP;
 
 	/* The lower filesystem waits for it unkillably: a writer may wait for the disk. */
-	err = down_read_killable(&lower->i_rwsem);
+	err = dedupfs_wait_for_writer(lower);
 	if (err)
 		return err;
-	inode_unlock_shared(lower);
 	c.fi.fi_extents_start = (__force struct fiemap_extent __user *)(void *)&c;
 	err = lower->i_op->fiemap(lower, &c.fi, start, len);
 	if (err < 0)

@@ -136,6 +136,16 @@ void dedupfs_lru_add(struct dedupfs_pool *pool, struct page **pages, unsigned in
 void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_shrink_to_limit(struct dedupfs_pool *pool);
 
+/* Who holds the lower i_rwsem for writing is through.  Return: 0, or -EINTR if killed. */
+static inline int dedupfs_wait_for_writer(struct inode *lower)
+{
+	int err = down_read_killable(&lower->i_rwsem);
+
+	if (!err)
+		inode_unlock_shared(lower);
+	return err;
+}
+
 /* Read or mapped: once, or again, since eviction last looked at it. */
 static inline void dedupfs_page_used(struct page *page)
 {

@@ -84,44 +84,27 @@ static char *path_in(const char *dir, const char *fmt, va_list ap)
 	return p;
 }
 
-/* Any path, good until 16 more have been made. */
-__maybe_unused __attribute__((format(printf, 1, 2)))
-static char *path_of(const char *fmt, ...)
-{
-	va_list ap;
-	char *p;
-
-	va_start(ap, fmt);
-	p = path_in("", fmt, ap);
-	va_end(ap);
-	return p + 1;
+/* A function name(fmt, ...) that gives a path in @dir, good until 16 more have been made. */
+#define PATHS_IN(name, dir)						\
+__maybe_unused __attribute__((format(printf, 1, 2)))			\
+static char *name(const char *fmt, ...)					\
+{									\
+	va_list ap;							\
+	char *p;							\
+									\
+	va_start(ap, fmt);						\
+	p = path_in(dir, fmt, ap);					\
+	va_end(ap);							\
+	return p;							\
 }
 
-/* A path in this program's directory, on the lower filesystem. */
-__maybe_unused __attribute__((format(printf, 1, 2)))
-static char *low(const char *fmt, ...)
-{
-	va_list ap;
-	char *p;
+PATHS_IN(slash_and, "")
 
-	va_start(ap, fmt);
-	p = path_in(lower_dir, fmt, ap);
-	va_end(ap);
-	return p;
-}
+/* Any path. */
+#define path_of(...)	(slash_and(__VA_ARGS__) + 1)
 
-/* The same through the mount. */
-__maybe_unused __attribute__((format(printf, 1, 2)))
-static char *up(const char *fmt, ...)
-{
-	va_list ap;
-	char *p;
-
-	va_start(ap, fmt);
-	p = path_in(upper_dir, fmt, ap);
-	va_end(ap);
-	return p;
-}
+PATHS_IN(low, lower_dir)	/* in this program's directory, on the lower filesystem */
+PATHS_IN(up, upper_dir)		/* the same through the mount */
 
 static int rm_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
@@ -466,14 +449,24 @@ static int open_parent(const char *path, char *name, size_t size)
 	return fd;
 }
 
-__maybe_unused static int subvol_create(const char *path)
+static int subvol_ioctl(const char *path, unsigned long command)
 {
 	struct btrfs_ioctl_vol_args args = {};
 	int dir = open_parent(path, args.name, sizeof(args.name));
-	int ret = ioctl(dir, BTRFS_IOC_SUBVOL_CREATE, &args);
+	int ret = ioctl(dir, command, &args);
 
 	close(dir);
 	return ret;
+}
+
+__maybe_unused static int subvol_create(const char *path)
+{
+	return subvol_ioctl(path, BTRFS_IOC_SUBVOL_CREATE);
+}
+
+__maybe_unused static int subvol_delete(const char *path)
+{
+	return subvol_ioctl(path, BTRFS_IOC_SNAP_DESTROY);
 }
 
 __maybe_unused static int subvol_snapshot(const char *from, const char *to, uint64_t flags)
@@ -484,16 +477,6 @@ __maybe_unused static int subvol_snapshot(const char *from, const char *to, uint
 	args.fd = open(from, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	ret = ioctl(dir, BTRFS_IOC_SNAP_CREATE_V2, &args);
 	close(args.fd);
-	close(dir);
-	return ret;
-}
-
-__maybe_unused static int subvol_delete(const char *path)
-{
-	struct btrfs_ioctl_vol_args args = {};
-	int dir = open_parent(path, args.name, sizeof(args.name));
-	int ret = ioctl(dir, BTRFS_IOC_SNAP_DESTROY, &args);
-
 	close(dir);
 	return ret;
 }

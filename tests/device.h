@@ -25,29 +25,8 @@ static void places(void)
 	mkdir(through, 0755);
 }
 
-__maybe_unused __attribute__((format(printf, 1, 2)))
-static char *dn(const char *fmt, ...)
-{
-	va_list ap;
-	char *p;
-
-	va_start(ap, fmt);
-	p = path_in(below, fmt, ap);
-	va_end(ap);
-	return p;
-}
-
-__maybe_unused __attribute__((format(printf, 1, 2)))
-static char *th(const char *fmt, ...)
-{
-	va_list ap;
-	char *p;
-
-	va_start(ap, fmt);
-	p = path_in(through, fmt, ap);
-	va_end(ap);
-	return p;
-}
+PATHS_IN(dn, below)
+PATHS_IN(th, through)
 
 /* One line of a table; in sectors. */
 struct dm_line {

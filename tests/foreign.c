@@ -417,13 +417,36 @@ static void take_space(const char *path, size_t leave)
 	close(fd);
 }
 
+/* Files g and h are clones of each other, which hold pattern @gen. */
+#define PAIR_SIZE	(256 * PAGE)
+
+static void check_pair(struct __test_metadata *_metadata, int gen)
+{
+	char *p;
+
+	ASSERT_EQ(-1, check_file(up("g%d", gen % 2), PAIR_SIZE, gen));
+	p = map_file(up("h%d", gen % 2), PAIR_SIZE, PROT_READ, MAP_SHARED);
+	ASSERT_EQ(-1, mismatch(p, PAIR_SIZE, gen, 0));
+	munmap(p, PAIR_SIZE);
+}
+
+static void remove_pairs(void)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		unlink(low("g%d", i));
+		unlink(low("h%d", i));
+	}
+	unlink(low("filler"));
+}
+
 TEST(freed_blocks_used_by_others)
 {
-	const size_t size = 256 * PAGE;
+	const size_t size = PAIR_SIZE;
 	static uint64_t seen[512];
 	int gen, i, nr_seen = 0, reused = 0;
 	struct fiemap_extent ext[8];
-	char *p;
 	long n;
 
 	if (btrfs)
@@ -437,10 +460,7 @@ TEST(freed_blocks_used_by_others)
 		if (n > 0)
 			seen[nr_seen++] = ext[0].fe_physical;
 
-		ASSERT_EQ(-1, check_file(up("g%d", gen % 2), size, gen));
-		p = map_file(up("h%d", gen % 2), size, PROT_READ, MAP_SHARED);
-		ASSERT_EQ(-1, mismatch(p, size, gen, 0));
-		munmap(p, size);
+		check_pair(_metadata, gen);
 		if (gen) {
 			ASSERT_EQ(-1, check_file(up("h%d", (gen - 1) % 2), size, gen - 1));
 			unlink(low("g%d", (gen - 1) % 2));
@@ -449,11 +469,7 @@ TEST(freed_blocks_used_by_others)
 		if (gen % 4 == 3)
 			sync();		/* frees them for good */
 	}
-	for (i = 0; i < 2; i++) {
-		unlink(low("g%d", i));
-		unlink(low("h%d", i));
-	}
-	unlink(low("filler"));
+	remove_pairs();
 	TH_LOG("blocks used again: %d times", reused);
 	EXPECT_LT(0, reused);
 }
@@ -504,38 +520,26 @@ static size_t run_on(const struct fiemap_extent *was, long n, const char *path, 
  */
 TEST(blocks_of_a_cut_file_used_by_others)
 {
-	const size_t size = 256 * PAGE;
-	struct fiemap_extent was[8], is[8];
-	int gen, i, j, reused = 0;
-	long n = 0, m;
-	char *p;
+	const size_t size = PAIR_SIZE;
+	struct fiemap_extent was[8];
+	int gen, reused = 0;
+	size_t first;
+	long n = 0;
 
 	if (btrfs)
 		take_space(low("filler"), 32 * MiB);
 	for (gen = 0; gen < 16; gen++) {
 		make_file(low("g%d", gen % 2), size, gen);
 		make_clone(low("g%d", gen % 2), low("h%d", gen % 2));
-		m = fiemap(low("g%d", gen % 2), is, 8);
-		ASSERT_LT(0, m);
-		for (i = 0; i < n; i++)
-			for (j = 0; j < m; j++)
-				reused += is[j].fe_physical < was[i].fe_physical + was[i].fe_length &&
-					  was[i].fe_physical < is[j].fe_physical + is[j].fe_length;
-		ASSERT_EQ(-1, check_file(up("g%d", gen % 2), size, gen));
-		p = map_file(up("h%d", gen % 2), size, PROT_READ, MAP_SHARED);
-		ASSERT_EQ(-1, mismatch(p, size, gen, 0));
-		munmap(p, size);
-		memcpy(was, is, sizeof(was));
-		n = m;
+		reused += run_on(was, n, low("g%d", gen % 2), &first) > 0;
+		check_pair(_metadata, gen);
+		n = fiemap(low("g%d", gen % 2), was, 8);
+		ASSERT_LT(0, n);
 		ASSERT_EQ(0, truncate(low("g%d", gen % 2), 0));
 		ASSERT_EQ(0, truncate(low("h%d", gen % 2), 0));
 		sync();
 	}
-	for (i = 0; i < 2; i++) {
-		unlink(low("g%d", i));
-		unlink(low("h%d", i));
-	}
-	unlink(low("filler"));
+	remove_pairs();
 	TH_LOG("blocks used again: %d times", reused);
 	EXPECT_LT(0, reused);
 }

@@ -1573,13 +1573,8 @@ static const char *snap_path(enum side side, int nr, int slot)
 
 static void drop_snapshot(int nr)
 {
-	struct btrfs_ioctl_vol_args args = {};
-	int fd = open(side_dir[LOW], O_RDONLY | O_CLOEXEC);
-
-	snprintf(args.name, sizeof(args.name), "snap%d", nr);
-	if (ioctl(fd, BTRFS_IOC_SNAP_DESTROY, &args))
+	if (subvol_delete(path_of("%s/snap%d", side_dir[LOW], nr)))
 		die("cannot remove snapshot %d", nr);
-	close(fd);
 }
 
 static bool make_snapshot(struct snapshot *snap, int nr)
