@@ -51,6 +51,8 @@ static const struct rhashtable_params map_params = {
 	.key_len	= sizeof(struct inode *),
 	.key_offset	= offsetof(struct dedupfs_map, lower),
 	.head_offset	= offsetof(struct dedupfs_map, node),
+	/* 32 KiB.  Trees have thousands of files; growing is dear. */
+	.min_size	= 4096,
 	.automatic_shrinking = true,
 };
 
@@ -548,11 +550,12 @@ static void kill(struct dedupfs_map *map, struct zap_list *list)
  */
 void dedupfs_drop_stale(struct dedupfs_map *map)
 {
-	struct zap_list zaps = {};
+	struct zap_list zaps;
 
 	if (!READ_ONCE(map->nr_extents) ||
 	    (dedupfs_only_ours(map) && !dedupfs_foreign_mapping(map)))
 		return;
+	zaps.nr = 0;
 	down_write(&map->pool->sem);
 	if (!dedupfs_map_valid(map))
 		kill(map, &zaps);

@@ -171,9 +171,22 @@ static struct dentry *dedupfs_lookup(struct inode *dir, struct dentry *dentry,
 }
 
 /*
- * Lock the lower directory and look the name up in it, as it may have changed
- * below since the upper dentry was made.  Undone by unlock_name().
+ * The lower dentry of a name, which may have changed below since the upper one
+ * was made.  The lower directory is locked: in it names and parents stand
+ * still, so mostly it is the dentry that we have.  (That of a directory can be
+ * another any time: see dedupfs_lookup().)
  */
+static struct dentry *find_name(struct dentry *dentry, struct dentry *lower_dir)
+{
+	struct dentry *lower = d_is_dir(dentry) ? NULL : dedupfs_lower_dentry(dentry);
+
+	if (lower && lower->d_parent == lower_dir && !d_unhashed(lower) &&
+	    same_name(dentry, lower) && !(lower->d_flags & DCACHE_OP_REVALIDATE))
+		return dget(lower);
+	return lookup_one_len(dentry->d_name.name, lower_dir, dentry->d_name.len);
+}
+
+/* Lock the lower directory and find the name in it.  Undone by unlock_name(). */
 static struct dentry *lock_name(struct dentry *dentry)
 {
 	struct dentry *lower_dir = dedupfs_lower_dentry(dentry->d_parent);
@@ -185,7 +198,7 @@ static struct dentry *lock_name(struct dentry *dentry)
 	if (err)
 		return ERR_PTR(err);
 	inode_lock_nested(d_inode(lower_dir), I_MUTEX_PARENT);
-	lower = lookup_one_len(dentry->d_name.name, lower_dir, dentry->d_name.len);
+	lower = find_name(dentry, lower_dir);
 	if (IS_ERR(lower)) {
 		inode_unlock(d_inode(lower_dir));
 		mnt_drop_write(mnt);

@@ -401,22 +401,6 @@ TEST(replaced_by_rename)
 
 /* --- blocks freed and used again ------------------------------------------ */
 
-/* btrfs takes fresh space first: leave little of it. */
-static void take_space(const char *path, size_t leave)
-{
-	int fd = open(path, O_RDWR | O_CREAT, 0644);
-	size_t step = 256 * MiB;
-	off_t off = 0;
-
-	for (; step >= 4 * MiB; step /= 2) {
-		while (!fallocate(fd, 0, off, step))
-			off += step;
-	}
-	ftruncate(fd, off > (off_t)leave ? off - leave : 0);
-	fsync(fd);
-	close(fd);
-}
-
 /* Files g and h are clones of each other, which hold pattern @gen. */
 #define PAIR_SIZE	(256 * PAGE)
 
@@ -488,30 +472,6 @@ static bool empty_pool(long attached)
 		drop_caches("2");
 	}
 	return !pool("pages") && pool("attachments") == attached;
-}
-
-/* Pages of a file that lie on blocks of @was: the first run of them, in pages. */
-static size_t run_on(const struct fiemap_extent *was, long n, const char *path, size_t *first)
-{
-	struct fiemap_extent is[8];
-	uint64_t from, to;
-	long m = fiemap(path, is, 8);
-	int j, k;
-
-	for (k = 0; k < n; k++) {
-		for (j = 0; j < m; j++) {
-			from = is[j].fe_physical > was[k].fe_physical ?
-			       is[j].fe_physical : was[k].fe_physical;
-			to = is[j].fe_physical + is[j].fe_length;
-			if (to > was[k].fe_physical + was[k].fe_length)
-				to = was[k].fe_physical + was[k].fe_length;
-			if (from >= to)
-				continue;
-			*first = (was[k].fe_logical + from - was[k].fe_physical) / PAGE;
-			return (to - from) / PAGE;
-		}
-	}
-	return 0;
 }
 
 /*

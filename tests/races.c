@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * timeout: 200
+ *
+ * Races that a rule of the design closes, each made to happen: what a child
+ * does meets what its parent does meanwhile.  On the module as it is the
+ * windows are microseconds.  scripts/mutants widens them for a task of the
+ * child's name, and then takes the rule away.
+ */
+#include "common.h"
+#include <sys/prctl.h>
+
+#define NR	256
+#define SIZE	(NR * PAGE)
+
+static pid_t slow_pid;
+
+/* Have a task of that name do something, and wait until it is about to. */
+static void slow_begin(const char *name, int (*what)(int), int arg)
+{
+	int ready[2];
+	char c;
+
+	if (pipe(ready))
+		die("pipe");
+	slow_pid = fork();
+	if (slow_pid < 0)
+		die("fork");
+	if (!slow_pid) {
+		prctl(PR_SET_NAME, name);
+		close(ready[0]);
+		close(ready[1]);
+		_exit(what(arg));
+	}
+	close(ready[1]);
+	/* Until it has closed the other end. */
+	if (read(ready[0], &c, 1))
+		die("pipe");
+	close(ready[0]);
+	usleep(20000);
+}
+
+/* What it returned; -1 if it was killed. */
+static int slow_end(void)
+{
+	int status;
+
+	if (waitpid(slow_pid, &status, 0) != slow_pid)
+		die("wait");
+	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static bool slow_is_done(void)
+{
+	siginfo_t info = {};
+
+	if (waitid(P_PID, slow_pid, &info, WEXITED | WNOHANG | WNOWAIT))
+		die("wait");
+	return info.si_pid;
+}
+
+static char want[SIZE];			/* what file a holds */
+
+FIXTURE(clones) {
+	int unused;
+};
+
+FIXTURE_SETUP(clones)
+{
+	make_file(low("b"), SIZE, 1);
+	make_clone(low("b"), low("a"));
+	fill(want, SIZE, 1, 0);
+	sync();
+}
+
+FIXTURE_TEARDOWN(clones)
+{
+	unlink(low("a"));
+	unlink(low("b"));
+}
+
+static int read_all_of_a(int unused)
+{
+	static char buf[SIZE];
+	int fd = open(up("a"), O_RDONLY);
+
+	return pread(fd, buf, SIZE, 0) != SIZE;
+}
+
+/*
+ * Rule 4: a page changes, and is on disk, between the look at the file's blocks
+ * and the read of their data: the block that was seen still has the old.  The
+ * twin is attached to it and has no page yet.
+ */
+TEST_F(clones, changed_while_it_is_read)
+{
+	int twin = open(up("b"), O_RDONLY), round, page, fd, i;
+
+	ASSERT_LE(0, twin);
+	for (round = 0; round < 8; round++) {
+		/* In the first window of a read. */
+		page = 2 + 3 * round;
+		ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
+		for (i = 0; i < 20 && pool("pages"); i++)
+			drop_caches("3");
+		ASSERT_EQ(0, pool("pages"));
+		fd = open(low("a"), O_RDWR);
+		slow_begin("slow-fill", read_all_of_a, 0);
+		fill(want + page * PAGE, PAGE, 7, page * PAGE);
+		write_all(fd, want + page * PAGE, PAGE, page * PAGE);
+		ASSERT_EQ(0, fdatasync(fd));
+		close(fd);
+		EXPECT_EQ(0, slow_end());
+		ASSERT_EQ(-1, check_file(up("b"), SIZE, 1)) TH_LOG("page %d", page);
+		ASSERT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d", page);
+	}
+	close(twin);
+}
+
+/* Write a page, and read what was written. */
+static int write_page_of_a(int page)
+{
+	char buf[PAGE], seen[PAGE];
+	int fd = open(up("a"), O_RDWR);
+
+	fill(buf, PAGE, 7, page * PAGE);
+	if (pwrite(fd, buf, PAGE, page * PAGE) != PAGE || pread(fd, seen, PAGE, page * PAGE) != PAGE)
+		return 2;
+	return !!memcmp(buf, seen, PAGE);
+}
+
+/* Rule 9: who reads while a write is under way does not bring back what it lets go of. */
+TEST_F(clones, read_while_it_is_written)
+{
+	int round, page, fd;
+	char buf[PAGE];
+
+	drop_caches("3");
+	fd = open(up("a"), O_RDONLY);
+	for (round = 0; round < 8; round++) {
+		page = 3 + 29 * round;
+		ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
+		ASSERT_EQ(-1, differs_from(up("a"), want, SIZE));
+		fill(want + page * PAGE, PAGE, 7, page * PAGE);
+		slow_begin("slow-write", write_page_of_a, page);
+		do {
+			ASSERT_EQ(PAGE, pread(fd, buf, PAGE, page * PAGE));
+			usleep(1000);
+		} while (!slow_is_done());
+		EXPECT_EQ(0, slow_end()) TH_LOG("what was written to page %d is not read", page);
+		ASSERT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d", page);
+		fsync(fd);
+	}
+	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
+	close(fd);
+}
+
+/* --- a block that was freed and used again ----------------------------------- */
+
+#define VICTIM	100			/* the page that is looked at */
+
+#define STORED	7			/* the byte of it that is stored to */
+
+/* What file a has there: pattern 1, or a hole by now.  With a store, or without. */
+static int is_right(const char *page, bool stored)
+{
+	char full[PAGE], hole[PAGE] = {};
+
+	fill(full, PAGE, 1, VICTIM * PAGE);
+	if (stored)
+		full[STORED] = hole[STORED] = 0x5a;
+	return memcmp(page, full, PAGE) && memcmp(page, hole, PAGE);
+}
+
+static int read_victim(int unused)
+{
+	int fd = open(up("a"), O_RDONLY);
+	char buf[PAGE];
+
+	if (pread(fd, buf, PAGE, VICTIM * PAGE) != PAGE)
+		return 2;
+	return is_right(buf, false);
+}
+
+/* A store into a private mapping: the copy is this task's for good. */
+static int store_victim(int unused)
+{
+	char *map = map_file(up("a"), SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+
+	if (map == MAP_FAILED)
+		return 2;
+	map[VICTIM * PAGE + STORED] = 0x5a;
+	return is_right(map + VICTIM * PAGE, true);
+}
+
+static int map_victim(int unused)
+{
+	char *map = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
+
+	if (map == MAP_FAILED)
+		return 2;
+	return is_right(map + VICTIM * PAGE, false);
+}
+
+static void punch(const char *path)
+{
+	int fd = open(path, O_RDWR);
+
+	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SIZE))
+		die("punch %s", path);
+	close(fd);
+}
+
+static void used_by_another(struct __test_metadata *_metadata, const char *slow,
+			    int (*look)(int))
+{
+	struct fiemap_extent was[8];
+	int round, reused = 0, i, status;
+	size_t first, run;
+	char name[16];
+	pid_t reader;
+	long n;
+
+	take_space(low("filler"), 32 * MiB);
+	for (round = 0; round < 3; round++) {
+		make_file(low("b"), SIZE, 1);
+		make_clone(low("b"), low("a"));
+		sync();
+		ASSERT_EQ(-1, check_file(up("a"), SIZE, 1));
+		ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
+		n = fiemap(low("a"), was, 8);
+		ASSERT_LT(0, n);
+
+		slow_begin(slow, look, 0);
+		punch(low("a"));
+		punch(low("b"));
+		sync();
+		for (i = 0, run = 0; i < 8 && !run; i++) {
+			snprintf(name, sizeof(name), "z%d", i);
+			make_file(low("%s", name), SIZE, 10 + i);
+			run = run_on(was, n, low("%s", name), &first);
+			if (run && (first > VICTIM || first + run <= VICTIM))
+				run = 0;
+		}
+		if (run) {
+			reused++;
+			make_clone(low("%s", name), low("zz"));
+			/* The first of these may wait for a fault of the victim's. */
+			reader = fork();
+			if (!reader) {
+				usleep(200000);
+				_exit(check_file(up("zz"), SIZE, 10 + i - 1) != -1);
+			}
+			EXPECT_EQ(-1, check_file(up("%s", name), SIZE, 10 + i - 1))
+				TH_LOG("%s", name);
+			EXPECT_EQ(reader, waitpid(reader, &status, 0));
+			EXPECT_EQ(0, status);
+		}
+		EXPECT_EQ(0, slow_end());
+		while (i--)
+			unlink(low("z%d", i));
+		unlink(low("zz"));
+		sync();
+	}
+	unlink(low("filler"));
+	TH_LOG("the block was used again %d times", reused);
+	EXPECT_LT(0, reused);
+}
+
+TEST_F(clones, used_by_another_while_it_is_read)
+{
+	used_by_another(_metadata, "slow-read", read_victim);
+}
+
+TEST_F(clones, used_by_another_while_it_is_copied)
+{
+	used_by_another(_metadata, "slow-fault", store_victim);
+}
+
+TEST_F(clones, used_by_another_while_it_is_mapped)
+{
+	used_by_another(_metadata, "slow-fault", map_victim);
+}
+
+TEST_HARNESS_MAIN
