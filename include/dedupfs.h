@@ -311,8 +311,8 @@ struct dedupfs_inode {
 struct dedupfs_config {
 	char *lowerdir;		/* as given */
 	char *domain;		/* NULL: the default */
-	unsigned long pool_limit;	/* pages; 0: none given */
-	char *pool_limit_text;	/* as given, for /proc/mounts */
+	unsigned long pool_limit;	/* pages; 0: no limit */
+	char *pool_limit_text;	/* as given, for /proc/mounts; NULL: none was */
 };
 
 struct dedupfs_sb {
@@ -324,6 +324,7 @@ struct dedupfs_sb {
 	errseq_t lower_errseq;		/* of the lower s_wb_err, for syncfs */
 	spinlock_t lock;		/* lower_errseq, config.pool_limit_text */
 	bool froze_lower;		/* by our freeze (s_umount) */
+	atomic_t works;			/* queued or running; each holds an inode */
 };
 
 static inline struct dedupfs_inode *DEDUPFS_I(const struct inode *inode)
@@ -454,7 +455,7 @@ ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_inf
 int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice);
 int dedupfs_read_init(void);
 void dedupfs_read_exit(void);
-void dedupfs_read_flush(void);
+void dedupfs_read_flush(struct dedupfs_sb *sbi);
 
 /* fault.c */
 int dedupfs_mmap(struct file *file, struct vm_area_struct *vma);
@@ -489,8 +490,7 @@ ssize_t dedupfs_copy_file_range(struct file *in, loff_t pos_in, struct file *out
 
 /* pool.c, for stats.c and super.c */
 u64 dedupfs_pool_saved(struct dedupfs_pool *pool);
-struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *domain,
-				      unsigned long limit);
+struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *domain);
 void dedupfs_pool_put(struct dedupfs_pool *pool);
 void dedupfs_pool_set_limit(struct dedupfs_pool *pool, unsigned long limit);
 

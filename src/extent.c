@@ -483,10 +483,11 @@ void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index)
 
 /**
  * dedupfs_map_changed_elsewhere - a file is changed through another pool
- * @pool:	pool whose map, if any, must not be carried over that
+ * @pool:	pool whose map, if any, must not be carried over that, and has
+ *		nothing mapped any more once it has happened
  * @lower:	lower inode
  *
- * Context: may sleep.
+ * Context: may sleep; may be a fault (without zap_sem).
  */
 void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower)
 {
@@ -495,11 +496,17 @@ void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lowe
 	down_read(&pool->sem);
 	map = map_find(pool, lower);
 	if (map) {
+		refcount_inc(&map->ref);
 		spin_lock(&map->lock);
 		WRITE_ONCE(map->foreign, true);
 		spin_unlock(&map->lock);
 	}
 	up_read(&pool->sem);
+	if (!map)
+		return;
+	if (!dedupfs_map_valid(map))
+		dedupfs_drop_stale(map);
+	dedupfs_map_put(map);
 }
 
 /**
@@ -1364,7 +1371,6 @@ static int drop_unproven(struct window *w, const struct dedupfs_range *r)
 			/* Filled since the witnesses were chosen: choose again. */
 			if (!w->last_try)
 				return -EAGAIN;
-			dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
 			err = detach_unproven(w, block, next - 1);
 			if (err)
 				return err;
@@ -1506,6 +1512,7 @@ static int attach(struct window *w, struct dedupfs_fill *fill)
 {
 	unsigned int i, pos = 0, joins = 0;
 	struct dedupfs_range part;
+	bool there;
 	int err = -ESTALE;
 	u64 block, nr;
 	pgoff_t at;
@@ -1524,10 +1531,16 @@ static int attach(struct window *w, struct dedupfs_fill *fill)
 		if (w->ranges[i].reason != DEDUPFS_POOLED)
 			continue;
 		for (at = w->ranges[i].index; next_new_part(w, &w->ranges[i], &at, &part); ) {
+			there = dedupfs_pool_any(w->pool, part.block, part.nr);
 			err = drop_unproven(w, &part);
 			if (err)
 				goto out;
-			joins += dedupfs_pool_any(w->pool, part.block, part.nr);
+			if (!there)
+				continue;
+			if (dedupfs_pool_any(w->pool, part.block, part.nr))
+				joins++;
+			else
+				dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
 		}
 	}
 	if (fill) {

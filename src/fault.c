@@ -296,6 +296,8 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	vm_fault_t ret;
 
+	/* Also what is mapped elsewhere, and wherever this page comes from. */
+	dedupfs_look_for_changes(di);
 	if ((vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED)) {
 		read_page_for_store(vmf, di);
 		return filemap_fault(vmf);
@@ -312,8 +314,6 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 		read_page_for_store(vmf, di);
 		break;
 	case FAULT_MISS:
-		if (di->map && !dedupfs_map_valid(di->map))
-			dedupfs_drop_stale(di->map);
 		if (unstable_now(di))
 			break;
 		if (may_wait(vmf, di)) {
@@ -350,6 +350,9 @@ static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t 
 	struct dedupfs_map *map = dedupfs_map_of(di);
 	struct dedupfs_range r;
 
+	/* What may have been changed beneath is for ->fault to unmap, which may sleep. */
+	if (map && !dedupfs_map_valid(map) && READ_ONCE(map->nr_extents))
+		return 0;
 	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
 		return dedupfs_is_plain(di) || unstable_now(di) ?
 			map_cached_pages(vmf, start, end) : 0;
@@ -461,6 +464,18 @@ static int learn_lower_vm_ops(struct file *file, const struct vm_area_struct *vm
 	return 0;
 }
 
+/* A DAX file has no pages that could be cached: its memory is mapped as below. */
+static int mmap_dax(struct file *file, struct vm_area_struct *vma)
+{
+	struct file *lower = dedupfs_lower_file(file);
+
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	file_accessed(file);
+	vma_set_file(vma, lower);
+	return lower->f_op->mmap(lower, vma);
+}
+
 /**
  * dedupfs_mmap - ->mmap
  * @file:	upper file
@@ -477,7 +492,9 @@ int dedupfs_mmap(struct file *file, struct vm_area_struct *vma)
 	struct dedupfs_inode *di = DEDUPFS_I(file_inode(file));
 	int err;
 
-	if (IS_DAX(di->lower) || !file->f_mapping->a_ops->read_folio)
+	if (IS_DAX(di->lower))
+		return mmap_dax(file, vma);
+	if (!file->f_mapping->a_ops->read_folio)
 		return -ENODEV;
 	if ((vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) == (VM_SHARED | VM_MAYWRITE)) {
 		err = learn_lower_vm_ops(file, vma);

@@ -90,25 +90,31 @@ static bool compare(struct dentry *dentry, struct dentry *lower, unsigned long s
 	return right;
 }
 
-static int dedupfs_d_revalidate(struct dentry *dentry, unsigned int flags)
+/* Under RCU: a negative dentry can be put onto another lower one meanwhile. */
+static int is_valid(struct dentry *dentry, unsigned int flags)
 {
 	struct dentry *lower = dedupfs_lower_dentry(dentry);
 	unsigned long seen = READ_ONCE(dentry->d_time);
-	int valid;
 
 	/* Just made from a file handle: look it up. */
 	if (unlikely(!lower))
 		return flags & LOOKUP_RCU ? -ECHILD : 0;
-	if (unlikely(lower->d_flags & DCACHE_OP_REVALIDATE)) {
-		valid = lower->d_op->d_revalidate(lower, flags);
-		if (valid <= 0)
-			return valid;
-	}
 	if (likely(seen == raw_read_seqcount(&lower->d_seq)))
 		return 1;
 	if (flags & LOOKUP_RCU)
 		return -ECHILD;
 	return is_busy(dentry, seen) || compare(dentry, lower, seen);
+}
+
+/* (The lower filesystems, XFS and btrfs, have no ->d_revalidate.) */
+static int dedupfs_d_revalidate(struct dentry *dentry, unsigned int flags)
+{
+	int valid;
+
+	rcu_read_lock();
+	valid = is_valid(dentry, flags);
+	rcu_read_unlock();
+	return valid;
 }
 
 /*
@@ -181,7 +187,7 @@ static struct dentry *find_name(struct dentry *dentry, struct dentry *lower_dir)
 	struct dentry *lower = d_is_dir(dentry) ? NULL : dedupfs_lower_dentry(dentry);
 
 	if (lower && lower->d_parent == lower_dir && !d_unhashed(lower) &&
-	    same_name(dentry, lower) && !(lower->d_flags & DCACHE_OP_REVALIDATE))
+	    same_name(dentry, lower))
 		return dget(lower);
 	return lookup_one_len(dentry->d_name.name, lower_dir, dentry->d_name.len);
 }
@@ -229,11 +235,16 @@ static struct dentry *lock_new_name(struct dentry *dentry)
 	return lower;
 }
 
-/* Is the lower dentry still what the upper one stands for? */
+/*
+ * Is the lower dentry still what the upper one stands for?  Others use that of
+ * a file without a lock: it is never replaced, the name is looked up again.
+ */
 static int check_victim(struct dentry *dentry, struct dentry *lower)
 {
 	if (d_is_negative(lower))
 		return -ENOENT;
+	if (!d_is_dir(dentry) && lower != dedupfs_lower_dentry(dentry))
+		return -ESTALE;
 	return d_inode(lower) == dedupfs_lower(d_inode(dentry)) ? 0 : -ESTALE;
 }
 
@@ -281,6 +292,9 @@ static int dedupfs_create(struct mnt_idmap *idmap, struct inode *dir,
 	struct dentry *lower = lock_new_name(dentry);
 	int err;
 
+	/* Made below since it was looked up: it is looked up again, and opened. */
+	if (lower == ERR_PTR(-EEXIST) && !excl)
+		return -ESTALE;
 	if (IS_ERR(lower))
 		return PTR_ERR(lower);
 	err = vfs_create(&nop_mnt_idmap, dedupfs_lower(dir), lower, mode, excl);

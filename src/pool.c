@@ -244,17 +244,19 @@ void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr)
  * had the page already, or where the file has nothing for the pool.  A page
  * is ready when it was copied from the lower page cache.
  *
- * The disk is read asynchronously, so that who waits for it can be killed: a
- * worker then waits in his place, and gives up what was claimed.
+ * The disk is read asynchronously, so that who waits for it can be killed: the
+ * end of the read then queues the work that gives up what was claimed.
  */
+enum fill_state { FILL_WAITED_FOR, FILL_ABANDONED, FILL_READ };
+
 struct dedupfs_fill {
 	struct dedupfs_pool *pool;
 	struct inode *inode;		/* of an abandoned fill, held */
 	struct work_struct work;
 	struct kiocb iocb;		/* of the read that is on its way */
 	struct completion done;
+	atomic_t state;			/* enum fill_state */
 	ssize_t got;
-	bool abandoned;
 	pgoff_t index;
 	unsigned int nr;
 	unsigned int missing;
@@ -475,15 +477,45 @@ static void fill_run_done(struct kiocb *iocb, long got)
 	struct dedupfs_fill *fill = container_of(iocb, struct dedupfs_fill, iocb);
 
 	fill->got = got;
-	complete(&fill->done);
+	if (atomic_xchg(&fill->state, FILL_READ) == FILL_ABANDONED)
+		dedupfs_queue_fill(&fill->work);
+	else
+		complete(&fill->done);
+}
+
+static void fill_abandoned_fn(struct work_struct *work)
+{
+	struct dedupfs_fill *fill = container_of(work, struct dedupfs_fill, work);
+	struct inode *inode = fill->inode;
+
+	dedupfs_fput(fill->iocb.ki_filp);
+	dedupfs_fill_end(fill);
+	dedupfs_work_end(inode);
+}
+
+/*
+ * The caller was killed, and the disk still writes to the pages: a worker sees
+ * to them.  Return: false if the read has come to its end.
+ */
+static bool fill_abandon(struct dedupfs_fill *fill, struct inode *inode)
+{
+	dedupfs_work_begin(inode);
+	fill->inode = inode;
+	INIT_WORK(&fill->work, fill_abandoned_fn);
+	if (atomic_xchg(&fill->state, FILL_ABANDONED) != FILL_READ)
+		return true;
+	dedupfs_work_end(inode);
+	wait_for_completion(&fill->done);
+	return false;
 }
 
 /*
  * Read @nr claimed pages at @i with one direct read; return bytes or -errno.
- * -EINTR with fill->abandoned: the caller was killed, the read is on its way.
+ * -EINTR with @abandoned: the caller was killed, the read is on its way,
+ * and @fill is not his any more.
  */
-static ssize_t fill_run(struct dedupfs_fill *fill, struct file *file, unsigned int i,
-			unsigned int nr)
+static ssize_t fill_run(struct dedupfs_fill *fill, struct inode *inode, struct file *file,
+			unsigned int i, unsigned int nr, bool *abandoned)
 {
 	struct bio_vec *bv = fill->bvec;
 	struct iov_iter iter;
@@ -500,39 +532,18 @@ static ssize_t fill_run(struct dedupfs_fill *fill, struct file *file, unsigned i
 	}
 	iov_iter_bvec(&iter, ITER_DEST, fill->bvec, bv - fill->bvec, (size_t)nr << PAGE_SHIFT);
 	init_completion(&fill->done);
+	atomic_set(&fill->state, FILL_WAITED_FOR);
 	init_sync_kiocb(&fill->iocb, file);
 	fill->iocb.ki_complete = fill_run_done;
 	fill->iocb.ki_pos = (loff_t)(fill->index + i) << PAGE_SHIFT;
 	got = file->f_op->read_iter(&fill->iocb, &iter);
 	if (got != -EIOCBQUEUED)
 		return got;
-	if (wait_for_completion_killable(&fill->done)) {
-		fill->abandoned = true;
+	if (wait_for_completion_killable(&fill->done) && fill_abandon(fill, inode)) {
+		*abandoned = true;
 		return -EINTR;
 	}
 	return fill->got;
-}
-
-static void fill_abandoned_fn(struct work_struct *work)
-{
-	struct dedupfs_fill *fill = container_of(work, struct dedupfs_fill, work);
-	struct inode *inode = fill->inode;
-
-	/* Not a task that hangs: nobody waits for it but an umount. */
-	wait_for_completion_state(&fill->done, TASK_IDLE);
-	fput(fill->iocb.ki_filp);
-	dedupfs_fill_end(fill);
-	iput(inode);
-}
-
-/* The disk still writes to the pages: a worker sees to them. */
-static int fill_abandon(struct dedupfs_fill *fill, struct inode *inode)
-{
-	ihold(inode);
-	fill->inode = inode;
-	INIT_WORK(&fill->work, fill_abandoned_fn);
-	dedupfs_queue_fill(&fill->work);
-	return -EINTR;
 }
 
 /* Take in what a run read: [0, got) is data, a page beyond it is given up. */
@@ -576,6 +587,7 @@ int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode)
 	struct inode *lower = dedupfs_lower(inode);
 	loff_t size = i_size_read(lower);
 	unsigned int i, k, nr;
+	bool abandoned = false;
 	struct file *file;
 	ssize_t got;
 
@@ -595,21 +607,21 @@ int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode)
 			nr = 1;
 			continue;
 		}
-		got = fill_run(fill, file, i, nr);
-		if (fill->abandoned)
-			return fill_abandon(fill, inode);
+		got = fill_run(fill, inode, file, i, nr, &abandoned);
+		if (abandoned)
+			return -EINTR;
 		if (got >= 0 || nr == 1) {
 			fill_accept(fill, i, nr, got, size);
 			continue;
 		}
 		for (k = 0; k < nr; k++) {
-			got = fill_run(fill, file, i + k, 1);
-			if (fill->abandoned)
-				return fill_abandon(fill, inode);
+			got = fill_run(fill, inode, file, i + k, 1, &abandoned);
+			if (abandoned)
+				return -EINTR;
 			fill_accept(fill, i + k, 1, got, size);
 		}
 	}
-	fput(file);
+	dedupfs_fput(file);
 	return 0;
 }
 
@@ -761,13 +773,11 @@ static bool pool_is(const struct dedupfs_pool *pool, const struct super_block *l
  * dedupfs_pool_get - the pool of a lower superblock and domain
  * @lower_sb:	XFS or btrfs; the caller's mount pins it until the put
  * @domain:	name, or NULL for the default
- * @limit:	pages; 0 leaves the limit of a pool that exists
  *
  * Context: may sleep.
  * Return: the pool, or ERR_PTR(-ENOMEM).
  */
-struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *domain,
-				      unsigned long limit)
+struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *domain)
 {
 	struct dedupfs_pool *pool;
 
@@ -785,19 +795,17 @@ struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *
 	}
 out:
 	mutex_unlock(&pools_lock);
-	if (!IS_ERR(pool) && limit)
-		dedupfs_pool_set_limit(pool, limit);
 	return pool;
 }
 
 /**
- * dedupfs_tell_other_pools - a file is about to be changed through this pool
+ * dedupfs_tell_other_pools - a file is about to be changed, or was, through this pool
  * @pool:	pool of the change
  * @lower:	lower inode
  *
  * Its changes raise no event that the marks of other domains' maps see.
  *
- * Context: may sleep; may be a fault (takes no lower i_rwsem).
+ * Context: may sleep; may be a fault (takes no lower i_rwsem, no zap_sem held).
  */
 void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower)
 {

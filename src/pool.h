@@ -114,7 +114,18 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 struct dedupfs_wait *dedupfs_wait_new(void);
 struct dedupfs_wait *dedupfs_wait_get(struct dedupfs_wait *wait);
 void dedupfs_wait_put(struct dedupfs_wait *wait);
+void dedupfs_work_begin(struct inode *inode);
+void dedupfs_work_end(struct inode *inode);
 void dedupfs_queue_fill(struct work_struct *work);
+
+/* A worker's last fput() would be put off, with the lower mount still in use. */
+static inline void dedupfs_fput(struct file *file)
+{
+	if (current->flags & PF_KTHREAD)
+		__fput_sync(file);
+	else
+		fput(file);
+}
 
 /* write.c: direct I/O */
 ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter);
@@ -127,6 +138,15 @@ static inline bool dedupfs_still_attached(struct dedupfs_map *map, const struct 
 
 	return dedupfs_map_valid(map) && dedupfs_map_lookup(map, r->index, &now) &&
 	       now.reason == DEDUPFS_POOLED && now.block == r->block && now.nr >= nr;
+}
+
+/* What was changed beneath the mount is mapped no longer after this.  May sleep. */
+static inline void dedupfs_look_for_changes(struct dedupfs_inode *di)
+{
+	struct dedupfs_map *map = dedupfs_map_of(di);
+
+	if (map && !dedupfs_map_valid(map))
+		dedupfs_drop_stale(map);
 }
 
 /* shrink.c */

@@ -84,7 +84,7 @@ static void fill_work_fn(struct work_struct *work)
 		complete_all(&fw->wait->done);
 		wait_put(fw->wait);
 	}
-	iput(fw->inode);
+	dedupfs_work_end(fw->inode);
 	kfree(fw);
 	atomic_dec(&fills_queued);
 }
@@ -113,7 +113,7 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 		return false;
 	atomic_inc(&fills_queued);
 	INIT_WORK(&fw->work, fill_work_fn);
-	ihold(inode);
+	dedupfs_work_begin(inode);
 	fw->inode = inode;
 	fw->index = index;
 	fw->nr = nr;
@@ -123,8 +123,34 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 }
 
 /**
+ * dedupfs_work_begin - work is queued that needs an inode
+ * @inode:	upper inode; held until dedupfs_work_end()
+ *
+ * umount waits for the work of its own mount, and not for a dead disk of
+ * another one.
+ */
+void dedupfs_work_begin(struct inode *inode)
+{
+	ihold(inode);
+	atomic_inc(&DEDUPFS_SB(inode->i_sb)->works);
+}
+
+/** dedupfs_work_end - it is done; see dedupfs_work_begin() */
+void dedupfs_work_end(struct inode *inode)
+{
+	atomic_t *works = &DEDUPFS_SB(inode->i_sb)->works;
+
+	iput(inode);
+	/* Nothing but its address is used once umount goes on. */
+	if (atomic_dec_and_test(works))
+		wake_up_var(works);
+}
+
+/**
  * dedupfs_queue_fill - have a worker end a fill
- * @work:	holds an inode until it has run; umount waits for it
+ * @work:	begun with dedupfs_work_begin()
+ *
+ * Context: any.
  */
 void dedupfs_queue_fill(struct work_struct *work)
 {
@@ -176,14 +202,10 @@ void dedupfs_read_exit(void)
 		destroy_workqueue(end_wq);
 }
 
-/** dedupfs_read_flush - wait for the work that holds inodes (umount) */
-void dedupfs_read_flush(void)
+/** dedupfs_read_flush - wait for the work that holds inodes of a mount (umount) */
+void dedupfs_read_flush(struct dedupfs_sb *sbi)
 {
-	/* A fill by a worker is never abandoned: no more of these come. */
-	flush_workqueue(end_wq);
-	flush_workqueue(fill_wq);
-	/* The lower files that the fills have closed hold the lower mount. */
-	flush_delayed_fput();
+	wait_var_event(&sbi->works, !atomic_read(&sbi->works));
 }
 
 /* Windows: file->f_ra.start is where a sequential reader comes next */
@@ -437,8 +459,7 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 	}
 	if (iocb->ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
-	if (map && !dedupfs_map_valid(map))
-		dedupfs_drop_stale(map);
+	dedupfs_look_for_changes(di);
 	if (again)
 		return read_lower(iocb, iter, bytes_to(pos, index, tried->until - index), pool,
 				  tried->reason);
@@ -470,7 +491,8 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
  * @iocb:	of the upper file
  * @iter:	where to
  *
- * Direct reads pass to the lower file, which keeps its own promises there.
+ * Direct reads pass to the lower file, which keeps its own promises there, and
+ * so do those of a DAX file, which has no page cache.
  *
  * Context: process; no page fault is served under a lock.
  * Return: bytes read, or -errno.
@@ -484,7 +506,7 @@ ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter)
 	ssize_t ret = 0, done = 0;
 	unsigned int idle = 0;
 
-	if (iocb->ki_flags & IOCB_DIRECT)
+	if ((iocb->ki_flags & IOCB_DIRECT) || IS_DAX(di->lower))
 		return dedupfs_direct_read(iocb, iter);
 	if (dedupfs_is_plain(di))
 		return read_cached(iocb, iter);
@@ -512,7 +534,7 @@ ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_inf
 	bool lock = dedupfs_pool(&di->vfs_inode)->reads_locked && !SPLICE_CALLS_READ_ITER;
 	ssize_t ret;
 
-	if (!dedupfs_is_plain(di) || (in->f_flags & O_DIRECT))
+	if (!dedupfs_is_plain(di) || (in->f_flags & O_DIRECT) || IS_DAX(di->lower))
 		return copy_splice_read(in, ppos, pipe, len, flags);
 	if (!lock)
 		return filemap_splice_read(in, ppos, pipe, len, flags);

@@ -74,19 +74,19 @@ static u64 saved_bytes_value(struct dedupfs_pool *pool)
 
 #define POOL_VALUE(_name)						\
 	static struct pool_attr attr_##_name = {			\
-		.attr = { .name = #_name, .mode = 0444 },		\
+		.attr = { .name = #_name, .mode = 0400 },		\
 		.value = _name##_value,					\
 	}
 
 #define POOL_COUNTER(_name, _stat)					\
 	static struct pool_attr attr_##_name = {			\
-		.attr = { .name = #_name, .mode = 0444 },		\
+		.attr = { .name = #_name, .mode = 0400 },		\
 		.stat = _stat,						\
 	}
 
 #define POOL_REASON(_name, _reason)					\
 	static struct pool_attr reason_##_name = {			\
-		.attr = { .name = #_name, .mode = 0444 },		\
+		.attr = { .name = #_name, .mode = 0400 },		\
 		.stat = DEDUPFS_NOT_SHARED + (_reason),			\
 	}
 

@@ -321,12 +321,14 @@ static int join_pool(struct fs_context *fc, struct dedupfs_sb *sbi)
 	struct dedupfs_config *config = &sbi->config;
 	struct dedupfs_pool *pool;
 
-	pool = dedupfs_pool_get(sbi->lower.mnt->mnt_sb, config->domain, config->pool_limit);
+	pool = dedupfs_pool_get(sbi->lower.mnt->mnt_sb, config->domain);
 	if (IS_ERR(pool))
 		return dedupfs_complain(fc, PTR_ERR(pool),
 					"cannot make a page pool for %s: %pe",
 					config->lowerdir, pool);
 	sbi->pool = pool;
+	if (config->pool_limit_text)
+		dedupfs_pool_set_limit(pool, config->pool_limit);
 	if (!pool->observer)
 		pr_warn("%s: this kernel does not let dedupfs see which blocks files share, so nothing is shared in memory; it needs CONFIG_FUNCTION_TRACER and kernel.ftrace_enabled=1\n",
 			config->lowerdir);
@@ -379,7 +381,8 @@ void dedupfs_kill_sb(struct super_block *sb)
 	struct dedupfs_sb *sbi = DEDUPFS_SB(sb);
 
 	/* Fills that nobody waits for hold inodes. */
-	dedupfs_read_flush();
+	if (sbi)
+		dedupfs_read_flush(sbi);
 	kill_anon_super(sb);
 	if (!sbi)
 		return;

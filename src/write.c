@@ -172,7 +172,7 @@ static struct workqueue_struct *aio_wq;
 static void aio_put(struct aio *aio)
 {
 	if (refcount_dec_and_test(&aio->ref)) {
-		fput(aio->iocb.ki_filp);
+		dedupfs_fput(aio->iocb.ki_filp);
 		kfree(aio);
 	}
 }
@@ -280,6 +280,7 @@ ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter)
 
 	if (IS_ERR(lower))
 		return PTR_ERR(lower);
+	dedupfs_look_for_changes(DEDUPFS_I(file_inode(iocb->ki_filp)));
 	file_accessed(iocb->ki_filp);
 	if (!is_sync_kiocb(iocb)) {
 		aio = kzalloc(sizeof(*aio), GFP_KERNEL);

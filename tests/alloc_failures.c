@@ -48,15 +48,13 @@ static int module_text(unsigned long *start, unsigned long *end)
  * Only what the module asks for itself, or next to it: so few frames are looked
  * at that what the lower filesystem needs for its transactions is left alone.
  */
-#define FRAMES	6
-
-static int inject(const char *kind, int percent)
+static int inject(const char *kind, int frames, int percent)
 {
 	unsigned long start, end;
 
 	if (module_text(&start, &end))
 		return -1;
-	return set(kind, "stacktrace-depth", FRAMES) || set(kind, "require-start", start) ||
+	return set(kind, "stacktrace-depth", frames) || set(kind, "require-start", start) ||
 	       set(kind, "require-end", end) || set(kind, "interval", 1) ||
 	       set(kind, "verbose", 0) || set(kind, "ignore-gfp-wait", 0) ||
 	       set(kind, "times", -1) || set(kind, "probability", percent);
@@ -202,11 +200,12 @@ FIXTURE(failing) {
 
 FIXTURE_VARIANT(failing) {
 	const char *kind;
+	int frames;		/* the allocator's own, of the page allocator more */
 	int percent;
 };
 
-FIXTURE_VARIANT_ADD(failing, slab) { .kind = "failslab", .percent = 10 };
-FIXTURE_VARIANT_ADD(failing, pages) { .kind = "fail_page_alloc", .percent = 20 };
+FIXTURE_VARIANT_ADD(failing, slab) { .kind = "failslab", .frames = 6, .percent = 10 };
+FIXTURE_VARIANT_ADD(failing, pages) { .kind = "fail_page_alloc", .frames = 8, .percent = 20 };
 
 FIXTURE_SETUP(failing)
 {
@@ -239,7 +238,7 @@ TEST_F(failing, only_enomem)
 	if (access(path_of("/sys/kernel/debug/%s/require-start", variant->kind), W_OK))
 		SKIP(return, "this kernel injects no faults");
 	set(variant->kind, "min-order", 0);
-	ASSERT_EQ(0, inject(variant->kind, variant->percent));
+	ASSERT_EQ(0, inject(variant->kind, variant->frames, variant->percent));
 	for (i = 0; i < WORKERS; i++) {
 		pid[i] = fork();
 		if (!pid[i])

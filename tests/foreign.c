@@ -366,6 +366,109 @@ TEST_F(file, is_seen_at_once)
 	check_all(_metadata, self, want, st.st_size, "all dropped");
 }
 
+/* --- pages that are mapped when they change -------------------------------- */
+
+#define MAPPED	3			/* mapped before the change */
+#define AWAY	400			/* far from it, and changed as well */
+
+static int load(char *map)
+{
+	touch(map + AWAY * PAGE, PAGE);
+	return 0;
+}
+
+static int store(char *map)
+{
+	map[AWAY * PAGE] = 0;
+	return 0;
+}
+
+static int read_with(int flags)
+{
+	char *buf = aligned_alloc(PAGE, PAGE);
+	int fd = open(up("a"), O_RDONLY | flags);
+	int ret = pread(fd, buf, PAGE, AWAY * PAGE) != PAGE;
+
+	close(fd);
+	free(buf);
+	return ret;
+}
+
+static int read_it(char *map)
+{
+	return read_with(0);
+}
+
+static int read_directly(char *map)
+{
+	return read_with(O_DIRECT);
+}
+
+static int open_it(char *map)
+{
+	return close(open(up("a"), O_RDONLY));
+}
+
+FIXTURE(mapped) {
+	char *map;
+};
+
+FIXTURE_VARIANT(mapped) {
+	int (*then)(char *map);
+};
+
+FIXTURE_VARIANT_ADD(mapped, load) { .then = load };
+FIXTURE_VARIANT_ADD(mapped, store) { .then = store };
+FIXTURE_VARIANT_ADD(mapped, read) { .then = read_it };
+FIXTURE_VARIANT_ADD(mapped, direct_read) { .then = read_directly };
+FIXTURE_VARIANT_ADD(mapped, open) { .then = open_it };
+
+FIXTURE_SETUP(mapped)
+{
+	make_file(low("a"), SIZE, 1);
+	make_clone(low("a"), low("twin"));
+	drop_caches("3");
+	ASSERT_EQ(-1, check_file(up("a"), SIZE, 1));
+	self->map = map_file(up("a"), SIZE, PROT_READ | PROT_WRITE, MAP_SHARED);
+	ASSERT_NE(MAP_FAILED, self->map);
+	touch(self->map, 16 * PAGE);
+}
+
+FIXTURE_TEARDOWN(mapped)
+{
+	munmap(self->map, SIZE);
+	unlink(low("a"));
+	unlink(low("twin"));
+}
+
+/* The next read, fault or open of the file, wherever it is, unmaps what is old. */
+TEST_F(mapped, is_let_go_of)
+{
+	char page[PAGE];
+	int round, fd;
+
+	for (round = 0; round < 3; round++) {
+		fill(page, PAGE, 20 + round, 0);
+		fd = below("a", O_RDWR);
+		write_all(fd, page, PAGE, MAPPED * PAGE);
+		write_all(fd, page, PAGE, AWAY * PAGE);
+		if (round == 1)
+			fsync(fd);
+		close(fd);
+		ASSERT_EQ(0, variant->then(self->map));
+		EXPECT_EQ(0, memcmp(self->map + MAPPED * PAGE, page, PAGE))
+			TH_LOG("round %d", round);
+		/* Pooled and mapped again. */
+		sync();
+		madvise(self->map, SIZE, MADV_DONTNEED);
+		EXPECT_EQ(0, memcmp(self->map + MAPPED * PAGE, page, PAGE));
+		make_clone(low("a"), low("twin"));
+		EXPECT_EQ(hash_read(low("a"), MiB), hash_read(up("a"), MiB));
+		madvise(self->map, SIZE, MADV_DONTNEED);
+		touch(self->map, 16 * PAGE);
+	}
+}
+
 /* --- replaced by rename, removed ------------------------------------------ */
 
 TEST(replaced_by_rename)

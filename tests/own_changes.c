@@ -160,6 +160,76 @@ TEST_F(clones, through_a_mount_of_another_domain)
 	second_mount(_metadata, self->page, "domain=other");
 }
 
+/* The other domain knows nothing of the file when it changes it. */
+TEST_F(clones, through_a_domain_that_never_looked)
+{
+	static char page[PAGE] __attribute__((aligned(PAGE)));
+	char at[] = "mnt.XXXXXX", other[PATH_MAX], *p, *q;
+	int how, at_page;
+
+	ASSERT_NE(NULL, mkdtemp(at));
+	snprintf(other, sizeof(other), "%s/a", at);
+	p = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
+	ASSERT_NE(MAP_FAILED, p);
+	for (how = 0; how < 3; how++) {
+		at_page = self->page + 64 * how;
+		ASSERT_EQ(0, mount_on(lower_dir, at, "domain=other"));
+		EXPECT_EQ(-1, mismatch(p + at_page * PAGE, PAGE, 1, at_page * PAGE));
+		if (how == 0) {
+			store_page(other, O_WRONLY, at_page);
+		} else if (how == 1) {
+			int fd = open(other, O_WRONLY | O_DIRECT);
+
+			memcpy(page, changed, PAGE);
+			write_all(fd, page, PAGE, at_page * PAGE);
+			close(fd);
+		} else {
+			q = map_file(other, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED);
+			ASSERT_NE(MAP_FAILED, q);
+			memcpy(q + at_page * PAGE, changed, PAGE);
+			munmap(q, SIZE);
+		}
+		EXPECT_EQ(0, memcmp(p + at_page * PAGE, changed, PAGE))
+			TH_LOG("%s", how == 0 ? "write" : how == 1 ? "direct write" : "store");
+		EXPECT_EQ(0, umount2(at, 0));
+		sync();
+		EXPECT_TRUE(read_is_changed(up("a"), at_page));
+	}
+	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
+	munmap(p, SIZE);
+	rmdir(at);
+}
+
+/* Operations that move the change counter, and no data, cost no fill and no page. */
+TEST_F(clones, what_changes_no_data)
+{
+	static const char *const names[] = {
+		"chmod", "chown", "setxattr", "link", "unlink", "utimens", "rename",
+	};
+	long fills, pages, i;
+	int ret = 0;
+
+	for (i = 0; i < (long)(sizeof(names) / sizeof(*names)); i++) {
+		ASSERT_EQ(-1, check_file(up("a"), SIZE, 1));
+		fills = pool("fills");
+		pages = pool("pages");
+		switch (i) {
+		case 0: ret = chmod(up("a"), 0640); break;
+		case 1: ret = chown(up("a"), 1, 1); break;
+		case 2: ret = setxattr(up("a"), "user.x", "y", 1, 0); break;
+		case 3: ret = link(up("a"), up("c")); break;
+		case 4: ret = unlink(up("c")); break;
+		case 5: ret = utimensat(AT_FDCWD, up("a"), NULL, 0); break;
+		case 6: ret = rename(up("a"), up("d")) || rename(up("d"), up("a")); break;
+		}
+		EXPECT_EQ(0, ret) TH_LOG("%s", names[i]);
+		EXPECT_EQ(-1, check_file(up("a"), SIZE, 1));
+		EXPECT_EQ(fills, pool("fills")) TH_LOG("%s", names[i]);
+		EXPECT_EQ(pages, pool("pages")) TH_LOG("%s", names[i]);
+		EXPECT_EQ(0, cached_pages(low("a"), SIZE)) TH_LOG("%s", names[i]);
+	}
+}
+
 /* The pool remembers a file whose inode the mount has forgotten. */
 TEST_F(clones, through_an_inode_that_is_new)
 {

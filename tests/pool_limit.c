@@ -109,6 +109,27 @@ TEST_F(limited, remount_changes_it)
 		  pool_in(pool_dir, "limit"));
 }
 
+/* Page frame number of a mapped page. */
+static uint64_t frame_of(const char *page)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	uint64_t entry = 0;
+
+	touch(page, PAGE);
+	pread(fd, &entry, sizeof(entry), (uintptr_t)page / PAGE * sizeof(entry));
+	close(fd);
+	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
+static uint64_t frame_in(const char *path)
+{
+	char *p = map_file(path, SIZE, PROT_READ, MAP_SHARED);
+	uint64_t frame = p == MAP_FAILED ? 0 : frame_of(p + 5 * PAGE);
+
+	munmap(p, SIZE);
+	return frame;
+}
+
 TEST_F(limited, domains_do_not_share)
 {
 	long ours;
@@ -118,6 +139,25 @@ TEST_F(limited, domains_do_not_share)
 	EXPECT_EQ(0, ours) TH_LOG("read in another domain");
 	EXPECT_EQ(-1, differs_from(in("b"), self->want, SIZE));
 	EXPECT_LT(0, pool_in(pool_dir, "fills"));
+	/* The same page inside a domain, and another one in the other. */
+	EXPECT_NE(0, frame_in(up("a")));
+	EXPECT_EQ(frame_in(up("a")), frame_in(up("b")));
+	EXPECT_EQ(frame_in(in("a")), frame_in(in("b")));
+	EXPECT_NE(frame_in(up("a")), frame_in(in("a")));
+}
+
+TEST_F(limited, the_last_mount_that_names_one_decides)
+{
+	char other[] = "mnt.XXXXXX";
+
+	ASSERT_NE(NULL, mkdtemp(other));
+	ASSERT_EQ(0, mount(lower_dir, other, "dedupfs", 0, "domain=limited"));
+	EXPECT_EQ(1024, pool_in(pool_dir, "limit"));
+	EXPECT_EQ(0, umount2(other, 0));
+	ASSERT_EQ(0, mount(lower_dir, other, "dedupfs", 0, "pool_limit=0,domain=limited"));
+	EXPECT_EQ(0, pool_in(pool_dir, "limit"));
+	EXPECT_EQ(0, umount2(other, 0));
+	rmdir(other);
 }
 
 TEST_HARNESS_MAIN

@@ -145,6 +145,61 @@ TEST(linked_below)
 	EXPECT_EQ(a.st_ino, b.st_ino);
 }
 
+#define RACE_NAMES	8
+
+/* Names come and go below, and through another mount. */
+static void make_and_remove(const char *dir)
+{
+	char path[PATH_MAX];
+	unsigned int i;
+
+	for (i = 0; ; i++) {
+		snprintf(path, sizeof(path), "%s/race%u", dir, i % RACE_NAMES);
+		close(open(path, O_RDWR | O_CREAT | O_EXCL, 0644));
+		if (i % 3)
+			unlink(path);
+	}
+}
+
+/* A file that is opened to be created if need be is opened, whoever is faster. */
+TEST(created_by_others_at_the_same_time)
+{
+	char at[] = "mnt.XXXXXX", path[PATH_MAX];
+	unsigned long n = 0, made = 0;
+	double end;
+	pid_t pid[2];
+	int fd, i;
+
+	ASSERT_NE(NULL, mkdtemp(at));
+	ASSERT_EQ(0, mount_on(lower_dir, at, NULL));
+	for (i = 0; i < 2; i++) {
+		pid[i] = fork();
+		if (!pid[i])
+			make_and_remove(i ? at : lower_dir);
+	}
+	end = now() + 4 * TIME_FACTOR;
+	for (; now() < end; n++) {
+		snprintf(path, sizeof(path), "%s/race%lu", upper_dir, n % RACE_NAMES);
+		fd = open(path, O_RDWR | O_CREAT, 0644);
+		EXPECT_LE(0, fd) TH_LOG("after %lu: %s", n, strerror(errno));
+		if (fd < 0)
+			break;
+		close(fd);
+		if (n % 2)
+			made += !unlink(path);
+	}
+	TH_LOG("%lu opened, %lu removed", n, made);
+	EXPECT_LT(100UL, n);
+	for (i = 0; i < 2; i++) {
+		kill(pid[i], SIGKILL);
+		waitpid(pid[i], NULL, 0);
+	}
+	EXPECT_EQ(0, umount2(at, MNT_DETACH));
+	rmdir(at);
+	for (i = 0; i < RACE_NAMES; i++)
+		unlink(low("race%d", i));
+}
+
 /* Space that a removed file held is free again although the mount knew it. */
 TEST(removed_files_give_back_their_space)
 {
