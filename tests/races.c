@@ -8,6 +8,7 @@
  * child's name, and then takes the rule away.
  */
 #include "common.h"
+#include <linux/userfaultfd.h>
 #include <sys/prctl.h>
 
 #define NR	256
@@ -153,6 +154,87 @@ TEST_F(clones, read_while_it_is_written)
 	}
 	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
 	close(fd);
+}
+
+/* --- a writer in the middle of a write --------------------------------------- */
+
+static struct {
+	int fault_fd;		/* of the writer */
+	char *page;		/* in the writer's memory; not there until we say so */
+} *stopped;
+
+/* Write a page below: the call has begun, and waits for what it is to write. */
+static int write_below_and_wait(int page)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .range.len = PAGE, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int fd = open(low("a"), O_RDWR), uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	reg.range.start = (uintptr_t)p;
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
+		return 2;
+	stopped->page = p;
+	__atomic_store_n(&stopped->fault_fd, uffd, __ATOMIC_RELEASE);
+	return pwrite(fd, p, PAGE, page * PAGE) != PAGE;
+}
+
+static bool let_it_go_on(const char *data)
+{
+	struct uffdio_copy copy = {
+		.src = (uintptr_t)data, .dst = (uintptr_t)stopped->page, .len = PAGE,
+	};
+	int pid_fd = syscall(SYS_pidfd_open, slow_pid, 0);
+	int fd = syscall(SYS_pidfd_getfd, pid_fd, stopped->fault_fd, 0);
+	bool ok = !ioctl(fd, UFFDIO_COPY, &copy);
+
+	close(fd);
+	close(pid_fd);
+	return ok;
+}
+
+/*
+ * Rule 3: who writes below has moved the counter, and not yet written: what is
+ * found out now would be valid afterwards.
+ */
+TEST_F(clones, read_in_the_middle_of_a_write_below)
+{
+	int round, page, status;
+	char buf[PAGE];
+	pid_t reader;
+	double end;
+
+	stopped = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	for (round = 0; round < 4; round++) {
+		page = 3 + 29 * round;
+		/* The pool has all of it: nothing is left to wait for but the writer. */
+		ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
+		ASSERT_EQ(-1, differs_from(up("a"), want, SIZE));
+		fill(want + page * PAGE, PAGE, 7, page * PAGE);
+		stopped->fault_fd = 0;
+		slow_begin("writer", write_below_and_wait, page);
+		end = now() + 5 * TIME_FACTOR;
+		while (!__atomic_load_n(&stopped->fault_fd, __ATOMIC_ACQUIRE) && now() < end)
+			usleep(1000);
+		ASSERT_LT(0, stopped->fault_fd) TH_LOG("no userfaultfd");
+		usleep(100000);
+		reader = fork();
+		if (!reader) {
+			int fd = open(up("a"), O_RDONLY);
+
+			_exit(pread(fd, buf, PAGE, (page + 1) * PAGE) != PAGE ||
+			      pread(fd, buf, PAGE, page * PAGE) != PAGE);
+		}
+		usleep(200000);
+		ASSERT_TRUE(let_it_go_on(want + page * PAGE));
+		EXPECT_EQ(0, slow_end());
+		EXPECT_EQ(reader, waitpid(reader, &status, 0));
+		EXPECT_EQ(0, status);
+		EXPECT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d", page);
+		sync();
+		EXPECT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d, synced", page);
+		EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
+	}
 }
 
 /* --- a block that was freed and used again ----------------------------------- */
