@@ -51,11 +51,11 @@ static int slow_end(void)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-static bool slow_is_done(void)
+static bool is_done(pid_t pid)
 {
 	siginfo_t info = {};
 
-	if (waitid(P_PID, slow_pid, &info, WEXITED | WNOHANG | WNOWAIT))
+	if (waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT))
 		die("wait");
 	return info.si_pid;
 }
@@ -147,7 +147,7 @@ TEST_F(clones, read_while_it_is_written)
 		do {
 			ASSERT_EQ(PAGE, pread(fd, buf, PAGE, page * PAGE));
 			usleep(1000);
-		} while (!slow_is_done());
+		} while (!is_done(slow_pid));
 		EXPECT_EQ(0, slow_end()) TH_LOG("what was written to page %d is not read", page);
 		ASSERT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d", page);
 		fsync(fd);
@@ -225,7 +225,9 @@ TEST_F(clones, read_in_the_middle_of_a_write_below)
 			_exit(pread(fd, buf, PAGE, (page + 1) * PAGE) != PAGE ||
 			      pread(fd, buf, PAGE, page * PAGE) != PAGE);
 		}
-		usleep(200000);
+		/* On XFS it waits for the writer. */
+		for (end = now() + 2; now() < end && !is_done(reader); )
+			usleep(10000);
 		ASSERT_TRUE(let_it_go_on(want + page * PAGE));
 		EXPECT_EQ(0, slow_end());
 		EXPECT_EQ(reader, waitpid(reader, &status, 0));
