@@ -62,6 +62,7 @@
 #ifndef DEDUPFS_H
 #define DEDUPFS_H
 
+#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/fs_context.h>
 #include <linux/fs_parser.h>
@@ -233,6 +234,7 @@ struct dedupfs_extent {
  * @change_seq:	moves at the start and end of each of them
  * @writers:	lower files that we hold open for writing (all mounts)
  * @zaps:	detached ranges that are not unmapped yet
+ * @dropping:	those of them that were the whole file
  * @settled:	(btrfs) nothing written before @baseline is unfinished below
  * @wrote_first: with @wrote_last, file pages that we changed since then; FIEMAP
  *		can be wrong about them (lock)
@@ -263,6 +265,7 @@ struct dedupfs_map {
 	atomic_t change_seq;
 	atomic_t writers;
 	atomic_t zaps;
+	atomic_t dropping;
 	unsigned long unstable_until;
 	bool settled;
 	pgoff_t wrote_first;
@@ -385,6 +388,15 @@ static inline bool dedupfs_map_valid(const struct dedupfs_map *map)
 static inline bool dedupfs_is_plain(const struct dedupfs_inode *di)
 {
 	return dedupfs_counter(di->lower) == READ_ONCE(di->plain_at);
+}
+
+/* A kernel thread's last fput() would be put off, with the lower mount still in use. */
+static inline void dedupfs_fput(struct file *file)
+{
+	if (current->flags & PF_KTHREAD)
+		__fput_sync(file);
+	else
+		fput(file);
 }
 
 static inline void dedupfs_count(struct dedupfs_pool *pool, int stat, u64 n)

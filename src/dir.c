@@ -36,7 +36,7 @@ static int dedupfs_dir_open(struct inode *inode, struct file *file)
 
 static int dedupfs_dir_release(struct inode *inode, struct file *file)
 {
-	fput(file->private_data);
+	dedupfs_fput(file->private_data);
 	return 0;
 }
 

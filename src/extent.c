@@ -192,12 +192,17 @@ static void zap(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 
 static void zap_all(struct zap_list *list)
 {
+	struct dedupfs_map *map;
 	unsigned int i;
 
 	for (i = 0; i < list->nr; i++) {
-		zap(list->zap[i].map, list->zap[i].first, list->zap[i].last);
-		atomic_dec(&list->zap[i].map->zaps);
-		dedupfs_map_put(list->zap[i].map);
+		map = list->zap[i].map;
+		zap(map, list->zap[i].first, list->zap[i].last);
+		/* All of it: see kill(). */
+		if (list->zap[i].last == ULONG_MAX)
+			atomic_dec(&map->dropping);
+		atomic_dec(&map->zaps);
+		dedupfs_map_put(map);
 	}
 	list->nr = 0;
 }
@@ -416,15 +421,22 @@ static bool any_known(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 	return found;
 }
 
-/* Detach, and zap once pool->sem is free; there is room in the list. */
-static void detach_later(struct zap_list *list, struct dedupfs_map *map, pgoff_t first,
+/*
+ * Detach, and zap once pool->sem is free; there is room in the list.
+ * Return: true if there is something to zap.
+ */
+static bool detach_later(struct zap_list *list, struct dedupfs_map *map, pgoff_t first,
 			 pgoff_t last)
 {
+	bool attached;
+
 	atomic_inc(&map->zaps);
-	if (detach(map, first, &last))
+	attached = detach(map, first, &last);
+	if (attached)
 		zap_later(list, map, first, last);
 	else
 		atomic_dec(&map->zaps);
+	return attached;
 }
 
 /**
@@ -542,7 +554,11 @@ static void kill(struct dedupfs_map *map, struct zap_list *list)
 	WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
 	spin_unlock(&map->lock);
 	dedupfs_count(map->pool, DEDUPFS_STALE, 1);
-	detach_later(list, map, 0, ULONG_MAX);
+	/* Seen by whoever sees that there are no extents any more. */
+	atomic_inc(&map->dropping);
+	smp_mb__after_atomic();
+	if (!detach_later(list, map, 0, ULONG_MAX))
+		atomic_dec(&map->dropping);
 }
 
 /**
@@ -550,8 +566,8 @@ static void kill(struct dedupfs_map *map, struct zap_list *list)
  * @map:	map
  *
  * After a foreign change nothing that it says is used again, and what is
- * mapped is unmapped, now and not when the file is stable.  After changes of
- * ours it is left alone: it may be carried over.
+ * mapped is unmapped when this returns, and not when the file is stable.
+ * After changes of ours it is left alone: it may be carried over.
  *
  * Context: may sleep; may be a fault (without zap_sem).
  */
@@ -559,8 +575,14 @@ void dedupfs_drop_stale(struct dedupfs_map *map)
 {
 	struct zap_list zaps;
 
-	if (!READ_ONCE(map->nr_extents) ||
-	    (dedupfs_only_ours(map) && !dedupfs_foreign_mapping(map)))
+	if (!READ_ONCE(map->nr_extents)) {
+		/* Who dropped them may not be through. */
+		smp_rmb();
+		if (atomic_read(&map->dropping))
+			zap(map, 0, ULONG_MAX);
+		return;
+	}
+	if (dedupfs_only_ours(map) && !dedupfs_foreign_mapping(map))
 		return;
 	zaps.nr = 0;
 	down_write(&map->pool->sem);
@@ -993,19 +1015,26 @@ static int baseline(struct dedupfs_map *map)
 	if (carry && carry_over(map, counter))
 		goto out;
 
+	/* It becomes valid when nothing old is mapped any more. */
 	atomic_inc(&map->zaps);
+	atomic_inc(&map->dropping);
+	smp_mb__after_atomic();
 	down_write(&map->pool->sem);
-	attached = detach(map, 0, &last);
 	spin_lock(&map->lock);
-	WRITE_ONCE(map->baseline, counter);
-	WRITE_ONCE(map->tracked, false);
-	map->settled = false;
+	WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
 	spin_unlock(&map->lock);
+	attached = detach(map, 0, &last);
 	up_write(&map->pool->sem);
 	if (attached) {
 		dedupfs_count(map->pool, DEDUPFS_STALE, 1);
 		zap(map, 0, ULONG_MAX);
 	}
+	spin_lock(&map->lock);
+	WRITE_ONCE(map->baseline, counter);
+	WRITE_ONCE(map->tracked, false);
+	map->settled = false;
+	spin_unlock(&map->lock);
+	atomic_dec(&map->dropping);
 	atomic_dec(&map->zaps);
 	/* A carried file can be dirty; one that starts anew must not be. */
 	if (carry && dedupfs_lower_dirty(lower)) {

@@ -296,7 +296,7 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	vm_fault_t ret;
 
-	/* Also what is mapped elsewhere, and wherever this page comes from. */
+	/* What is mapped elsewhere, too, and wherever this page comes from. */
 	dedupfs_look_for_changes(di);
 	if ((vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED)) {
 		read_page_for_store(vmf, di);
@@ -314,6 +314,8 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 		read_page_for_store(vmf, di);
 		break;
 	case FAULT_MISS:
+		if (di->map && !dedupfs_map_valid(di->map))
+			dedupfs_drop_stale(di->map);
 		if (unstable_now(di))
 			break;
 		if (may_wait(vmf, di)) {
@@ -351,7 +353,7 @@ static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t 
 	struct dedupfs_range r;
 
 	/* What may have been changed beneath is for ->fault to unmap, which may sleep. */
-	if (map && !dedupfs_map_valid(map) && READ_ONCE(map->nr_extents))
+	if (dedupfs_may_be_stale(map))
 		return 0;
 	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
 		return dedupfs_is_plain(di) || unstable_now(di) ?

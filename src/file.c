@@ -77,7 +77,7 @@ struct file *dedupfs_lower_file(struct file *file)
 	lower->f_wb_err = file->f_wb_err;
 	old = cmpxchg(&file->private_data, NULL, lower);
 	if (old) {
-		fput(lower);
+		dedupfs_fput(lower);
 		return old;
 	}
 	return lower;
@@ -102,6 +102,7 @@ static bool opened_by_swapon(void)
 static int file_open(struct inode *inode, struct file *file)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
+	struct dedupfs_map *map;
 	struct file *lower;
 	int err;
 
@@ -124,7 +125,9 @@ static int file_open(struct inode *inode, struct file *file)
 	file->f_mode |= FMODE_CAN_ODIRECT | FMODE_NOWAIT;
 	if (i_size_read(inode) != i_size_read(di->lower))
 		dedupfs_copy_attr(inode);
-	dedupfs_look_for_changes(di);
+	map = dedupfs_map_of(di);
+	if (map && !dedupfs_map_valid(map))
+		dedupfs_drop_stale(map);
 	if (file->f_mode & FMODE_READ)
 		dedupfs_decide(inode);
 	return 0;
@@ -137,7 +140,7 @@ static int file_release(struct inode *inode, struct file *file)
 	if (file->f_mode & FMODE_WRITE)
 		atomic_dec(&DEDUPFS_I(inode)->map->writers);
 	if (lower)
-		fput(lower);
+		dedupfs_fput(lower);
 	return 0;
 }
 

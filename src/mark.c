@@ -103,12 +103,6 @@ void dedupfs_mark_remove(struct dedupfs_map *map)
 	fsnotify_put_mark(&mark->fsn);
 }
 
-/* Has anybody but us the lower file open for writing? */
-static bool foreign_writers(struct dedupfs_map *map)
-{
-	return atomic_read(&map->lower->i_writecount) > atomic_read(&map->writers);
-}
-
 /*
  * An overlayfs whose upper directory holds the file: before 6.8 it writes
  * without events.
@@ -144,7 +138,7 @@ static bool under_overlay(struct inode *lower)
  */
 bool dedupfs_only_ours(struct dedupfs_map *map)
 {
-	return READ_ONCE(map->tracked) && !READ_ONCE(map->foreign) && !foreign_writers(map) &&
+	return READ_ONCE(map->tracked) && !READ_ONCE(map->foreign) && !dedupfs_foreign_writers(map) &&
 	       !under_overlay(map->lower);
 }
 
@@ -164,7 +158,7 @@ void dedupfs_track(struct dedupfs_map *map)
 	spin_unlock(&map->lock);
 	/* The mark is in place before the counter and the writers are looked at. */
 	smp_mb();
-	if (foreign_writers(map) || dedupfs_foreign_mapping(map) || under_overlay(map->lower))
+	if (dedupfs_foreign_writers(map) || dedupfs_foreign_mapping(map) || under_overlay(map->lower))
 		return;
 	spin_lock(&map->lock);
 	if (!map->foreign && dedupfs_map_valid(map))

@@ -24,7 +24,9 @@
 #include <linux/magic.h>
 #include <linux/module.h>
 #include <linux/pagemap.h>
+#include <linux/rculist.h>
 #include <linux/slab.h>
+#include <linux/srcu.h>
 #include <linux/uio.h>
 #include "pool.h"
 
@@ -696,6 +698,7 @@ void dedupfs_fill_end(struct dedupfs_fill *fill)
 
 static LIST_HEAD(pools);
 static DEFINE_MUTEX(pools_lock);	/* protects the list, its length and pool->refs */
+DEFINE_STATIC_SRCU(pools_srcu);		/* a pool that was seen in the list stays */
 static unsigned int nr_pools;
 
 static void reap_work(struct work_struct *work)
@@ -790,7 +793,7 @@ struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *
 	}
 	pool = pool_new(lower_sb, domain);
 	if (!IS_ERR(pool)) {
-		list_add(&pool->list, &pools);
+		list_add_rcu(&pool->list, &pools);
 		WRITE_ONCE(nr_pools, nr_pools + 1);
 	}
 out:
@@ -810,14 +813,16 @@ out:
 void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower)
 {
 	struct dedupfs_pool *other;
+	int idx;
 
 	if (likely(READ_ONCE(nr_pools) == 1))
 		return;
-	mutex_lock(&pools_lock);
-	list_for_each_entry(other, &pools, list)
+	/* No mutex: whoever holds zap_sem may wait in reclaim for another writer. */
+	idx = srcu_read_lock(&pools_srcu);
+	list_for_each_entry_srcu(other, &pools, list, srcu_read_lock_held(&pools_srcu))
 		if (other != pool && other->lower_sb == pool->lower_sb)
 			dedupfs_map_changed_elsewhere(other, lower);
-	mutex_unlock(&pools_lock);
+	srcu_read_unlock(&pools_srcu, idx);
 }
 
 /**
@@ -833,10 +838,11 @@ void dedupfs_pool_put(struct dedupfs_pool *pool)
 		mutex_unlock(&pools_lock);
 		return;
 	}
-	list_del(&pool->list);
+	list_del_rcu(&pool->list);
 	WRITE_ONCE(nr_pools, nr_pools - 1);
 	dedupfs_stats_remove(pool);
 	mutex_unlock(&pools_lock);
+	synchronize_srcu(&pools_srcu);
 
 	cancel_delayed_work_sync(&pool->reaper);
 	dedupfs_maps_destroy(pool);

@@ -63,6 +63,12 @@ bool dedupfs_lower_failed(struct inode *lower);
 pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max);
 bool dedupfs_foreign_mapping(struct dedupfs_map *map);
 
+/* Has anybody but us the lower file open for writing? */
+static inline bool dedupfs_foreign_writers(struct dedupfs_map *map)
+{
+	return atomic_read(&map->lower->i_writecount) > atomic_read(&map->writers);
+}
+
 /* mark.c: foreign changes told from ours */
 void dedupfs_track(struct dedupfs_map *map);
 bool dedupfs_only_ours(struct dedupfs_map *map);
@@ -118,15 +124,6 @@ void dedupfs_work_begin(struct inode *inode);
 void dedupfs_work_end(struct inode *inode);
 void dedupfs_queue_fill(struct work_struct *work);
 
-/* A worker's last fput() would be put off, with the lower mount still in use. */
-static inline void dedupfs_fput(struct file *file)
-{
-	if (current->flags & PF_KTHREAD)
-		__fput_sync(file);
-	else
-		fput(file);
-}
-
 /* write.c: direct I/O */
 ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter);
 
@@ -140,12 +137,21 @@ static inline bool dedupfs_still_attached(struct dedupfs_map *map, const struct 
 	       now.reason == DEDUPFS_POOLED && now.block == r->block && now.nr >= nr;
 }
 
+/* May something of the file be mapped that was changed beneath?  Cheap; any context. */
+static inline bool dedupfs_may_be_stale(struct dedupfs_map *map)
+{
+	return map && !dedupfs_map_valid(map) &&
+	       (READ_ONCE(map->nr_extents) || atomic_read(&map->dropping)) &&
+	       (!READ_ONCE(map->tracked) || READ_ONCE(map->foreign) ||
+		dedupfs_foreign_writers(map));
+}
+
 /* What was changed beneath the mount is mapped no longer after this.  May sleep. */
 static inline void dedupfs_look_for_changes(struct dedupfs_inode *di)
 {
 	struct dedupfs_map *map = dedupfs_map_of(di);
 
-	if (map && !dedupfs_map_valid(map))
+	if (dedupfs_may_be_stale(map))
 		dedupfs_drop_stale(map);
 }
 

@@ -206,6 +206,8 @@ void dedupfs_read_exit(void)
 void dedupfs_read_flush(struct dedupfs_sb *sbi)
 {
 	wait_var_event(&sbi->works, !atomic_read(&sbi->works));
+	/* Lower files that were closed hold the lower mount. */
+	flush_delayed_fput();
 }
 
 /* Windows: file->f_ra.start is where a sequential reader comes next */
@@ -459,7 +461,8 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 	}
 	if (iocb->ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
-	dedupfs_look_for_changes(di);
+	if (map && !dedupfs_map_valid(map))
+		dedupfs_drop_stale(map);
 	if (again)
 		return read_lower(iocb, iter, bytes_to(pos, index, tried->until - index), pool,
 				  tried->reason);

@@ -273,6 +273,7 @@ static void lower_kiocb(struct kiocb *kiocb, struct kiocb *iocb, struct file *lo
  */
 ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter)
 {
+	struct dedupfs_inode *di = DEDUPFS_I(file_inode(iocb->ki_filp));
 	struct file *lower = dedupfs_lower_file(iocb->ki_filp);
 	struct kiocb kiocb;
 	struct aio *aio;
@@ -280,7 +281,9 @@ ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter)
 
 	if (IS_ERR(lower))
 		return PTR_ERR(lower);
-	dedupfs_look_for_changes(DEDUPFS_I(file_inode(iocb->ki_filp)));
+	if ((iocb->ki_flags & IOCB_NOWAIT) && dedupfs_may_be_stale(dedupfs_map_of(di)))
+		return -EAGAIN;
+	dedupfs_look_for_changes(di);
 	file_accessed(iocb->ki_filp);
 	if (!is_sync_kiocb(iocb)) {
 		aio = kzalloc(sizeof(*aio), GFP_KERNEL);
@@ -291,6 +294,9 @@ ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter)
 	lower_kiocb(&kiocb, iocb, lower);
 	ret = lower->f_op->read_iter(&kiocb, iter);
 	iocb->ki_pos = kiocb.ki_pos;
+	/* Who has read what is new finds nothing old in a mapping. */
+	if (!(iocb->ki_flags & IOCB_NOWAIT))
+		dedupfs_look_for_changes(di);
 	return ret;
 }
 
