@@ -554,8 +554,8 @@ static void kill(struct dedupfs_map *map, struct zap_list *list)
 	WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
 	spin_unlock(&map->lock);
 	dedupfs_count(map->pool, DEDUPFS_STALE, 1);
-	/* Seen by whoever sees that there are no extents any more. */
 	atomic_inc(&map->dropping);
+	/* Seen by whoever sees that there are no extents any more. */
 	smp_mb__after_atomic();
 	if (!detach_later(list, map, 0, ULONG_MAX))
 		atomic_dec(&map->dropping);
@@ -1018,6 +1018,7 @@ static int baseline(struct dedupfs_map *map)
 	/* It becomes valid when nothing old is mapped any more. */
 	atomic_inc(&map->zaps);
 	atomic_inc(&map->dropping);
+	/* As in kill(). */
 	smp_mb__after_atomic();
 	down_write(&map->pool->sem);
 	spin_lock(&map->lock);

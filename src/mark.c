@@ -138,8 +138,8 @@ static bool under_overlay(struct inode *lower)
  */
 bool dedupfs_only_ours(struct dedupfs_map *map)
 {
-	return READ_ONCE(map->tracked) && !READ_ONCE(map->foreign) && !dedupfs_foreign_writers(map) &&
-	       !under_overlay(map->lower);
+	return READ_ONCE(map->tracked) && !READ_ONCE(map->foreign) &&
+	       !dedupfs_foreign_writers(map) && !under_overlay(map->lower);
 }
 
 /**
@@ -158,7 +158,8 @@ void dedupfs_track(struct dedupfs_map *map)
 	spin_unlock(&map->lock);
 	/* The mark is in place before the counter and the writers are looked at. */
 	smp_mb();
-	if (dedupfs_foreign_writers(map) || dedupfs_foreign_mapping(map) || under_overlay(map->lower))
+	if (dedupfs_foreign_writers(map) || dedupfs_foreign_mapping(map) ||
+	    under_overlay(map->lower))
 		return;
 	spin_lock(&map->lock);
 	if (!map->foreign && dedupfs_map_valid(map))
