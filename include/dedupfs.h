@@ -42,9 +42,13 @@
  *                          and direct reads of the lower filesystem, for a
  *                          moment before a FIEMAP and after a fill, and by
  *                          trylock for a copy from the lower page cache)
- *   pools_lock            (pool.c; a change, where there are several pools)
+ *   pools_lock            (pool.c; mount and umount)
+ *   pools_srcu            (pool.c, read: a change, where there are several pools,
+ *                         with all from here on but page locks, and zap_sem of
+ *                         the other pools' maps for writing; umount waits for it)
  *   pool page lock        (a reader who was killed leaves those that he filled
- *                         to a worker of end_wq, which waits for I/O alone)
+ *                         to the work that the end of the read queues; umount
+ *                         waits for dedupfs_sb.works)
  *     pool->sem           write: attach, detach, publish; read: evict
  *       map->attach_mutex (a change takes it without pool->sem)
  *       i_mmap_rwsem      (evict zaps while it walks the attached extents)
@@ -234,7 +238,8 @@ struct dedupfs_extent {
  * @change_seq:	moves at the start and end of each of them
  * @writers:	lower files that we hold open for writing (all mounts)
  * @zaps:	detached ranges that are not unmapped yet
- * @dropping:	those of them that were the whole file
+ * @dropping:	those of them that were the whole file; raised before the
+ *		extents go, lowered when nothing of them is mapped
  * @settled:	(btrfs) nothing written before @baseline is unfinished below
  * @wrote_first: with @wrote_last, file pages that we changed since then; FIEMAP
  *		can be wrong about them (lock)

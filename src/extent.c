@@ -516,8 +516,7 @@ void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lowe
 	up_read(&pool->sem);
 	if (!map)
 		return;
-	if (!dedupfs_map_valid(map))
-		dedupfs_drop_stale(map);
+	dedupfs_drop_if_stale(map);
 	dedupfs_map_put(map);
 }
 

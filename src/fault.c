@@ -314,8 +314,7 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 		read_page_for_store(vmf, di);
 		break;
 	case FAULT_MISS:
-		if (di->map && !dedupfs_map_valid(di->map))
-			dedupfs_drop_stale(di->map);
+		dedupfs_drop_if_stale(dedupfs_map_of(di));
 		if (unstable_now(di))
 			break;
 		if (may_wait(vmf, di)) {

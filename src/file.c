@@ -102,7 +102,6 @@ static bool opened_by_swapon(void)
 static int file_open(struct inode *inode, struct file *file)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
-	struct dedupfs_map *map;
 	struct file *lower;
 	int err;
 
@@ -125,9 +124,7 @@ static int file_open(struct inode *inode, struct file *file)
 	file->f_mode |= FMODE_CAN_ODIRECT | FMODE_NOWAIT;
 	if (i_size_read(inode) != i_size_read(di->lower))
 		dedupfs_copy_attr(inode);
-	map = dedupfs_map_of(di);
-	if (map && !dedupfs_map_valid(map))
-		dedupfs_drop_stale(map);
+	dedupfs_drop_if_stale(dedupfs_map_of(di));
 	if (file->f_mode & FMODE_READ)
 		dedupfs_decide(inode);
 	return 0;

@@ -137,6 +137,13 @@ static inline bool dedupfs_still_attached(struct dedupfs_map *map, const struct 
 	       now.reason == DEDUPFS_POOLED && now.block == r->block && now.nr >= nr;
 }
 
+/* @map may be NULL, and mostly is valid. */
+static inline void dedupfs_drop_if_stale(struct dedupfs_map *map)
+{
+	if (map && !dedupfs_map_valid(map))
+		dedupfs_drop_stale(map);
+}
+
 /* May something of the file be mapped that was changed beneath?  Cheap; any context. */
 static inline bool dedupfs_may_be_stale(struct dedupfs_map *map)
 {

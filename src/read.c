@@ -461,8 +461,7 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 	}
 	if (iocb->ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
-	if (map && !dedupfs_map_valid(map))
-		dedupfs_drop_stale(map);
+	dedupfs_drop_if_stale(map);
 	if (again)
 		return read_lower(iocb, iter, bytes_to(pos, index, tried->until - index), pool,
 				  tried->reason);

@@ -172,7 +172,7 @@ static struct workqueue_struct *aio_wq;
 static void aio_put(struct aio *aio)
 {
 	if (refcount_dec_and_test(&aio->ref)) {
-		dedupfs_fput(aio->iocb.ki_filp);
+		fput(aio->iocb.ki_filp);
 		kfree(aio);
 	}
 }
