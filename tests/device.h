@@ -118,18 +118,6 @@ __maybe_unused static int dm_remove(const char *name)
 	return dm_simple(DM_DEV_STATUS, name, 0) ? 0 : -1;
 }
 
-__maybe_unused static int dm_message(const char *name, const char *text)
-{
-	struct {
-		struct dm_ioctl io;
-		struct dm_target_msg msg;
-		char text[128];
-	} m = { };
-
-	snprintf(m.text, sizeof(m.text), "%s", text);
-	return dm_call(DM_TARGET_MSG, &m.io, name, sizeof(m));
-}
-
 /* A loop device over a file, which ends with its last user; in @path. */
 __maybe_unused static int loop_open(const char *file, char *path, size_t size)
 {
@@ -183,13 +171,14 @@ __maybe_unused static void forget_devices(void)
 	}
 }
 
-/* Whatever is there of a mount through, the one below it, and its device. */
+/* Whatever is there of a mount through, the one below it, and its mapped device (or NULL). */
 __maybe_unused static void tear_down(const char *through, const char *below, const char *name)
 {
 	umount2(through, MNT_DETACH);
 	umount_soon(below);
 	umount2(below, MNT_DETACH);
-	dm_remove(name);
+	if (name)
+		dm_remove(name);
 	if (btrfs)
 		forget_devices();
 }
