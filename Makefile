@@ -63,10 +63,14 @@ uninstall:
 # DKMS rebuilds the module when a kernel is installed.  Only the sources go
 # to /usr/src, not build/.
 # dkms reads the output of a make of its own, so it must not know of this one.
-dkms_src = /usr/src/dedupfs-$(version)
+# DKMS_ROOT: a directory to do all of it in, instead of this machine's (a trial).
+dkms_src = $(DKMS_ROOT)/usr/src/dedupfs-$(version)
 dkms = env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS dkms
+dkms += $(if $(DKMS_ROOT),--dkmstree $(DKMS_ROOT)/var/lib/dkms --sourcetree $(DKMS_ROOT)/usr/src \
+	--installtree $(DKMS_ROOT)/lib/modules)
 dkms-install:
 	@command -v dkms >/dev/null || { echo "dedupfs: install dkms first" >&2; exit 1; }
+	$(if $(DKMS_ROOT),@mkdir -p $(DKMS_ROOT)/var/lib/dkms $(DKMS_ROOT)/lib/modules/$(KVER))
 	@$(dkms) remove dedupfs/$(version) --all >/dev/null 2>&1 || true
 	rm -rf $(dkms_src)
 	mkdir -p $(dkms_src)

@@ -141,7 +141,8 @@ static void clone_or_copy(int c, int k)
 /* Files that differ from what is below. */
 static int wrong(const char *dir)
 {
-	uint64_t r1, r2, m1, m2, want;
+	uint64_t r1, r2, m1, m2, want, want1;
+	size_t chunk;
 	int c, k, n = 0;
 	char path[PATH_MAX];
 
@@ -150,14 +151,16 @@ static int wrong(const char *dir)
 			snprintf(path, sizeof(path), "%s/%d/%s", dir, c, kinds[k].name);
 			/* Map first or read first, small or large chunks. */
 			m1 = c & 1 ? hash_map(path, MiB, MAP_PRIVATE) : 0;
-			r1 = hash_read(path, c & 2 ? MiB : 20 * KiB + 8);
+			chunk = c & 2 ? MiB : 20 * KiB + 8;
+			r1 = hash_read(path, chunk);
 			r2 = hash_read(path, MiB);
 			m2 = hash_map(path, MiB, MAP_SHARED);
 			want = hash_read(low("%d/%s", c, kinds[k].name), MiB);
-			if ((m1 && m1 != m2) || r2 != want || m2 != want ||
-			    ((c & 2) && r1 != want)) {
-				fprintf(stderr, "# clone %d, %s: read %lx mapped %lx, below %lx\n",
-					c, kinds[k].name, r2, m2, want);
+			/* (The chunks are in the hash.) */
+			want1 = hash_read(low("%d/%s", c, kinds[k].name), chunk);
+			if ((m1 && m1 != want) || r1 != want1 || r2 != want || m2 != want) {
+				fprintf(stderr, "# clone %d, %s: read %lx and %lx, mapped %lx and %lx, below %lx and %lx\n",
+					c, kinds[k].name, r1, r2, m1, m2, want1, want);
 				n++;
 			}
 		}

@@ -124,15 +124,17 @@ FIXTURE_TEARDOWN(tree)
 
 TEST_F(tree, read)
 {
-	long size = tree_pages() * PAGE, cache, disk_first, disk_rest, grown;
+	long size = tree_pages() * PAGE, cache, disk_first, disk_rest, grown, fills;
 	int c;
 
 	cache = cache_bytes();
 	disk_first = disk_read_bytes();
 	EXPECT_EQ(0, wrong_files(0, self->want));
 	disk_rest = disk_read_bytes();
+	fills = pool("fills");
 	for (c = 1; c < CLONES; c++)
 		EXPECT_EQ(0, wrong_files(c, self->want));
+	EXPECT_EQ(fills, pool("fills"));
 
 	grown = cache_bytes() - cache;
 	TH_LOG("%.3f copies in RAM; read from disk: clone 1 %ld KiB, the others %ld KiB",
