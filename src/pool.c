@@ -273,13 +273,16 @@ struct dedupfs_fill {
 #define FILL_GFP	(GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY | __GFP_RECLAIMABLE)
 #define FILL_ORDER	4
 
-/* Contiguous memory makes short lists for the disk; any memory will do. */
+/*
+ * Contiguous memory makes short lists for the disk; any memory will do.  It is
+ * taken where it lies: to have some made would cost pages of this very pool.
+ */
 static struct page *stock_page(struct dedupfs_fill *fill, unsigned int want)
 {
 	unsigned int order = min_t(unsigned int, FILL_ORDER, ilog2(want));
 
 	if (!fill->stock_nr) {
-		fill->stock = order ? alloc_pages(FILL_GFP & ~__GFP_DIRECT_RECLAIM, order) : NULL;
+		fill->stock = order ? alloc_pages(FILL_GFP & ~__GFP_RECLAIM, order) : NULL;
 		if (fill->stock) {
 			split_page(fill->stock, order);
 			fill->stock_nr = 1 << order;

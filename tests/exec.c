@@ -4,6 +4,9 @@
  * the mount, scripts, in several clones at once; ETXTBSY as below.
  */
 #include "common.h"
+#include <endian.h>
+#include <linux/capability.h>
+#include <sys/prctl.h>
 
 static void copy(const char *from, const char *to)
 {
@@ -165,6 +168,46 @@ static void changed(void)
 TEST(changed_and_setuid_programs)
 {
 	SAME(changed);
+}
+
+#define AS_NOBODY	"setpriv --reuid 65534 --regid 65534 --clear-groups "
+
+/* Programs with capabilities of their own, and such as may be run but not read. */
+static void privileges(void)
+{
+	struct vfs_cap_data caps = {
+		.magic_etc = htole32(VFS_CAP_REVISION_2 | VFS_CAP_FLAGS_EFFECTIVE),
+		.data[0].permitted = htole32(1 << CAP_NET_RAW | 1 << CAP_CHOWN),
+	};
+	int fd;
+
+	make_root();
+	DO(setxattr("clone/busybox", "security.capability", &caps, sizeof(caps), 0));
+	run(AS_NOBODY "clone/busybox grep ^Cap /proc/self/status");
+	run(AS_NOBODY "./busybox grep ^Cap /proc/self/status");
+	run(AS_NOBODY "clone/busybox chown 65534 bash; stat -c %%u bash");
+	/* Whoever writes to it takes them away. */
+	fd = DO(open("clone/busybox", O_WRONLY));
+	DO(pwrite(fd, "x", 1, 100 * MiB));
+	close(fd);
+	run(AS_NOBODY "clone/busybox grep ^Cap /proc/self/status");
+	DO(getxattr("clone/busybox", "security.capability", &caps, sizeof(caps)));
+
+	DO(chmod("busybox", 0711));
+	run(AS_NOBODY "cat busybox 2>&1");
+	run(AS_NOBODY "./busybox echo it runs");
+	run(AS_NOBODY "cp busybox /tmp/stolen.$$ 2>/dev/null; ls /tmp/stolen.$$ 2>/dev/null");
+	run(AS_NOBODY "./busybox cat /proc/self/maps >/dev/null; ./busybox cat /proc/self/mem 2>/dev/null | head -c 1 | wc -c");
+	DO(chmod("busybox", 0444));
+	run(AS_NOBODY "./busybox true 2>/dev/null");
+	DO(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	DO(setxattr("clone/busybox", "security.capability", &caps, sizeof(caps), 0));
+	run("clone/busybox grep ^CapE /proc/self/status");
+}
+
+TEST(capabilities_and_programs_not_to_be_read)
+{
+	SAME(privileges);
 }
 
 TEST_HARNESS_MAIN

@@ -225,4 +225,22 @@ TEST(special_files)
 	SAME(of_special_files);
 }
 
+/* Files of a disk filesystem cannot be sealed, and are not by trying. */
+static void seals(void)
+{
+	int fd = open("a", O_RDWR | O_CREAT, 0644);
+
+	DO(fcntl(fd, F_GET_SEALS));
+	DO(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW));
+	DO(pwrite(fd, "text", 4, 0));
+	DO(ftruncate(fd, 2));
+	say_file("a");
+	close(fd);
+}
+
+TEST(sealing)
+{
+	SAME(seals);
+}
+
 TEST_HARNESS_MAIN

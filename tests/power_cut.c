@@ -818,7 +818,7 @@ static int by_number(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-TEST_F_TIMEOUT(disk, keeps_what_was_acknowledged, 280)
+TEST_F_TIMEOUT(disk, keeps_what_was_acknowledged, 280 * TIME_FACTOR)
 {
 	unsigned int w, i, k, acks = 0, cuts[CUTS], at = 0, last, flushes = 0, waiting = 0;
 	struct tally t = { }, wrong = { };
