@@ -3,7 +3,8 @@
  * timeout: 180
  *
  * Memory that the module asks for and does not get: calls may fail with
- * ENOMEM, and nothing else may happen.  Needs a kernel with fault injection
+ * ENOMEM, and nothing else may happen.  Requests of its reads that the disk
+ * refuses: with EIO.  Needs a kernel with fault injection
  * that can be told whose calls shall fail (scripts/debug-kernel).
  */
 #include "common.h"
@@ -13,7 +14,7 @@
 #define SECONDS	(10 * TIME_FACTOR)
 #define TIMES	1000000000L	/* more often than it will */
 
-static const char *const kinds[] = { "failslab", "fail_page_alloc" };
+static const char *const kinds[] = { "failslab", "fail_page_alloc", "fail_make_request" };
 
 static int set(const char *kind, const char *key, long value)
 {
@@ -55,6 +56,12 @@ static long failed(const char *kind)
 	return TIMES - strtol(text, NULL, 0);
 }
 
+static int disk_may_fail(const char *yes)
+{
+	return write_text(path_of("/sys/block/%s/make-it-fail",
+				  strrchr(getenv("DEDUPFS_DEV"), '/') + 1), yes);
+}
+
 /*
  * Only what the module asks for itself, or next to it: so few frames are looked
  * at that what the lower filesystem needs for its transactions is left alone.
@@ -65,27 +72,33 @@ static int inject(const char *kind, int frames, int percent)
 
 	if (module_text(&start, &end))
 		return -1;
+	if (!strcmp(kind, "fail_page_alloc") && set(kind, "min-order", 0))
+		return -1;
+	if (strcmp(kind, "fail_make_request") ? set(kind, "ignore-gfp-wait", 0) : disk_may_fail("1"))
+		return -1;
 	return set(kind, "stacktrace-depth", frames) || set(kind, "require-start", start) ||
 	       set(kind, "require-end", end) || set(kind, "interval", 1) ||
-	       set(kind, "verbose", 0) || set(kind, "ignore-gfp-wait", 0) ||
-	       set(kind, "times", TIMES) || set(kind, "probability", percent);
+	       set(kind, "verbose", 0) || set(kind, "times", TIMES) ||
+	       set(kind, "probability", percent);
 }
 
 struct seen {
 	unsigned long done;
-	unsigned long no_memory;
+	unsigned long no_memory;	/* or not read */
 	char wrong[200];
 };
 
 #define WRONG(s, fmt, ...) snprintf((s)->wrong, sizeof((s)->wrong), fmt ": %s", __VA_ARGS__, errname())
 
-/* A call came back: @ok, or without memory. */
+static bool reads_only;
+
+/* A call came back: @ok, or as it may fail. */
 static bool came_back(struct seen *s, bool ok, const char *what)
 {
 	s->done++;
 	if (ok)
 		return true;
-	if (errno == ENOMEM)
+	if (errno == (reads_only ? EIO : ENOMEM))
 		s->no_memory++;
 	else
 		WRONG(s, "%s", what);
@@ -182,7 +195,8 @@ static void worker(struct seen *s, int me)
 	signal(SIGBUS, on_bus);
 	srand(me);
 	while (now() < end && !*s->wrong) {
-		switch (rand() % 12) {
+		/* A write that fails may be of the log, and the end of the filesystem. */
+		switch (reads_only ? 3 + rand() % 9 : rand() % 12) {
 		case 0:
 			names(s, me);
 			break;
@@ -211,12 +225,13 @@ FIXTURE(failing) {
 
 FIXTURE_VARIANT(failing) {
 	const char *kind;
-	int frames;		/* the allocator's own, of the page allocator more */
+	int frames;		/* the allocator's own, of the page allocator more; the disk is far */
 	int percent;
 };
 
 FIXTURE_VARIANT_ADD(failing, slab) { .kind = "failslab", .frames = 6, .percent = 10 };
 FIXTURE_VARIANT_ADD(failing, pages) { .kind = "fail_page_alloc", .frames = 8, .percent = 20 };
+FIXTURE_VARIANT_ADD(failing, requests) { .kind = "fail_make_request", .frames = 32, .percent = 20 };
 
 FIXTURE_SETUP(failing)
 {
@@ -238,9 +253,10 @@ FIXTURE_TEARDOWN(failing)
 
 	for (i = 0; i < ARRAY_SIZE(kinds); i++)
 		set(kinds[i], "probability", 0);
+	disk_may_fail("0");
 }
 
-TEST_F(failing, only_enomem)
+TEST_F(failing, cleanly)
 {
 	unsigned long done = 0, no_memory = 0;
 	pid_t pid[WORKERS];
@@ -248,7 +264,7 @@ TEST_F(failing, only_enomem)
 
 	if (access(path_of("/sys/kernel/debug/%s/require-start", variant->kind), W_OK))
 		SKIP(return, "this kernel injects no faults");
-	set(variant->kind, "min-order", 0);
+	reads_only = !strcmp(variant->kind, "fail_make_request");
 	ASSERT_EQ(0, inject(variant->kind, variant->frames, variant->percent));
 	for (i = 0; i < WORKERS; i++) {
 		pid[i] = fork();
@@ -265,12 +281,12 @@ TEST_F(failing, only_enomem)
 		done += self->seen[i].done;
 		no_memory += self->seen[i].no_memory;
 	}
-	TH_LOG("%lu calls, %lu without memory; %ld allocations failed", done, no_memory,
+	TH_LOG("%lu calls, %lu failed; %ld times injected", done, no_memory,
 	       failed(variant->kind));
 	EXPECT_LT(100UL, done);
 	EXPECT_LT(20, failed(variant->kind)) TH_LOG("this proves nothing");
 	/* Without a page for the pool a call goes to the lower page cache. */
-	if (!strcmp(variant->kind, "failslab"))
+	if (strcmp(variant->kind, "fail_page_alloc"))
 		EXPECT_LT(0UL, no_memory);
 	/* All is as it was, and shared again. */
 	drop_caches("3");

@@ -82,6 +82,9 @@ TEST_F(clones, mapped_at_once)
 	}
 	TH_LOG("%.3f copies in RAM, Rss %.3f, Pss %.3f", 1.0 * grown / SIZE,
 	       1.0 * rss / SIZE, 1.0 * pss / SIZE);
+	/* A fault waits for three seconds: a debug kernel may need longer. */
+	if (TIME_FACTOR > 1)
+		return;
 	EXPECT_LE(grown, (long)SIZE * 103 / 100);
 	EXPECT_GE(grown, (long)SIZE * 97 / 100);
 	/* All that was touched is there; a page may just have been let go. */

@@ -1996,6 +1996,11 @@ TEST_F_TIMEOUT(torture, stamped_blocks, 1000000)
 		EXPECT_LT(0, s->balances);
 		EXPECT_LT(0, s->snap_checks);
 	}
+	/* Rarer. */
+	if (seconds >= 600) {
+		EXPECT_LT(0, refused);
+		EXPECT_LT(0, s->tidied);
+	}
 }
 
 TEST_HARNESS_MAIN
