@@ -326,7 +326,7 @@ struct dedupfs_config {
 struct dedupfs_sb {
 	struct path lower;		/* root of the lower tree, held */
 	struct dedupfs_pool *pool;
-	const struct cred *cred;	/* of the mounter: fills only */
+	const struct cred *cred;	/* of the mounter: fills, and opens of lower files */
 	struct dedupfs_config config;
 	const struct vm_operations_struct *lower_vm_ops; /* learnt by fault.c */
 	errseq_t lower_errseq;		/* of the lower s_wb_err, for syncfs */
@@ -429,6 +429,7 @@ int dedupfs_reconfigure(struct fs_context *fc);
 extern const struct inode_operations dedupfs_dir_iops;
 extern const struct dentry_operations dedupfs_dops;
 void dedupfs_set_lower(struct dentry *dentry, struct dentry *lower);
+bool dedupfs_set_first_lower(struct dentry *dentry, struct dentry *lower);
 
 /* inode.c */
 extern const struct inode_operations dedupfs_file_iops;
@@ -436,7 +437,9 @@ extern const struct inode_operations dedupfs_symlink_iops;
 extern const struct inode_operations dedupfs_special_iops;
 struct inode *dedupfs_iget(struct super_block *sb, struct inode *lower);
 u64 dedupfs_ino(struct inode *lower);
+bool dedupfs_attr_differs(const struct inode *inode);
 void dedupfs_copy_attr(struct inode *inode);
+void dedupfs_copy_attr_locked(struct inode *inode);
 int dedupfs_permission(struct mnt_idmap *idmap, struct inode *inode, int mask);
 int dedupfs_getattr(struct mnt_idmap *idmap, const struct path *path,
 		    struct kstat *stat, u32 request_mask, unsigned int flags);
@@ -460,6 +463,8 @@ extern const struct export_operations dedupfs_export_ops;
 
 /* file.c: open, pass-through of what is not data */
 extern const struct file_operations dedupfs_file_fops;
+struct file *dedupfs_open_lower(struct super_block *sb, const struct path *path,
+				unsigned int flags);
 struct file *dedupfs_lower_file(struct file *file);
 void dedupfs_data_init_once(struct dedupfs_inode *di);
 void dedupfs_data_init(struct dedupfs_inode *di);

@@ -50,10 +50,9 @@ static struct dentry *obtain_upper(struct super_block *sb, struct dentry *lower)
 		return ERR_CAST(inode);
 	}
 	dentry = d_obtain_alias(inode);
-	if (IS_ERR(dentry) || dedupfs_lower_dentry(dentry))
+	/* Another handle of the file may be decoded at the same moment. */
+	if (IS_ERR(dentry) || !dedupfs_set_first_lower(dentry, lower))
 		dput(lower);
-	else
-		dedupfs_set_lower(dentry, lower);
 	return dentry;
 }
 

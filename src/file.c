@@ -50,6 +50,30 @@ static struct file *with_flags_of(const struct file *file, struct file *lower)
 }
 
 /**
+ * dedupfs_open_lower - open a lower file for an upper one, or a fill
+ * @sb:		upper superblock
+ * @path:	lower path
+ * @flags:	O_*, and FMODE_NONOTIFY
+ *
+ * The caller's permission was asked for when the upper file was opened.  Here
+ * it is the mounter's: the lower mount is in no namespace, and a security
+ * module that judges by path (AppArmor, Landlock) would deny what it allows
+ * the caller above.
+ *
+ * Context: may sleep.
+ * Return: the file or ERR_PTR.
+ */
+struct file *dedupfs_open_lower(struct super_block *sb, const struct path *path,
+				unsigned int flags)
+{
+	const struct cred *cred = DEDUPFS_SB(sb)->cred, *old = override_creds(cred);
+	struct file *file = dentry_open(path, flags, cred);
+
+	revert_creds(old);
+	return file;
+}
+
+/**
  * dedupfs_lower_file - the lower file of an open upper one
  * @file:	upper file
  *
@@ -68,8 +92,11 @@ struct file *dedupfs_lower_file(struct file *file)
 	path.dentry = lower_dentry_of(file);
 	if (!path.dentry)
 		return ERR_PTR(-ESTALE);
-	lower = dentry_open(&path, (file->f_flags & ~OPEN_ONLY_FLAGS) | O_NOATIME |
-			    (__force int)FMODE_NONOTIFY, file->f_cred);
+	/* On a mount with -o sync, as if the lower one had it. */
+	lower = dedupfs_open_lower(file_inode(file)->i_sb, &path,
+				   (file->f_flags & ~OPEN_ONLY_FLAGS) | O_NOATIME |
+				   (__force int)FMODE_NONOTIFY |
+				   (IS_SYNC(file_inode(file)) ? O_DSYNC : 0));
 	dput(path.dentry);
 	if (IS_ERR(lower))
 		return lower;

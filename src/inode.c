@@ -79,7 +79,8 @@ static void init_inode(struct inode *inode)
 
 	inode->i_ino = dedupfs_ino(lower);
 	inode->i_generation = lower->i_generation;
-	inode->i_mode = lower->i_mode;
+	/* (The rest of the mode comes with the owner.) */
+	inode->i_mode = lower->i_mode & (S_ISREG(lower->i_mode) ? ~(S_ISUID | S_ISGID) : ~0);
 	inode->i_acl = ACL_DONT_CACHE;
 	inode->i_default_acl = ACL_DONT_CACHE;
 	switch (lower->i_mode & S_IFMT) {
@@ -100,7 +101,7 @@ static void init_inode(struct inode *inode)
 		init_special_inode(inode, lower->i_mode, lower->i_rdev);
 		break;
 	}
-	dedupfs_copy_attr(inode);
+	dedupfs_copy_attr_locked(inode);
 }
 
 /**
@@ -146,23 +147,47 @@ static bool owner_differs(const struct inode *inode, const struct inode *lower)
 	       !gid_eq(inode->i_gid, lower->i_gid);
 }
 
-/**
- * dedupfs_copy_attr - copy the lower inode's attributes to the upper one
- * @inode: upper inode
- *
- * Context: any that holds no i_lock; no other lock is needed, as the lower
- * attributes can change at any time anyway.
+/** dedupfs_attr_differs - was something changed below that the VFS goes by? */
+bool dedupfs_attr_differs(const struct inode *inode)
+{
+	const struct inode *lower = dedupfs_lower(inode);
+
+	return owner_differs(inode, lower) ||
+	       ((inode->i_flags ^ lower->i_flags) & COPIED_FLAGS);
+}
+
+/*
+ * The owner and the mode of a file belong together: execve() takes both from
+ * the upper inode, with its i_rwsem held, and the set-id bits of one owner's
+ * time would make a program of another's.  They are read as one below, and
+ * written as one here; where somebody is in the way, next time.  The caller of
+ * @locked holds the upper i_rwsem for writing, or nobody else has the inode.
  */
-void dedupfs_copy_attr(struct inode *inode)
+static void copy_owner(struct inode *inode, struct inode *lower, bool locked)
+{
+	bool file = S_ISREG(lower->i_mode), whole;
+
+	if (file && !locked && !inode_trylock(inode))
+		return;
+	whole = !file || inode_trylock_shared(lower);
+	if (whole || locked) {
+		inode->i_mode = lower->i_mode & ~(whole ? 0 : S_ISUID | S_ISGID);
+		inode->i_uid = lower->i_uid;
+		inode->i_gid = lower->i_gid;
+	}
+	if (file && whole)
+		inode_unlock_shared(lower);
+	if (file && !locked)
+		inode_unlock(inode);
+}
+
+static void copy_attr(struct inode *inode, bool locked)
 {
 	struct inode *lower = dedupfs_lower(inode);
 	loff_t size = i_size_read(lower);
 
-	if (owner_differs(inode, lower)) {
-		inode->i_mode = lower->i_mode;
-		inode->i_uid = lower->i_uid;
-		inode->i_gid = lower->i_gid;
-	}
+	if (owner_differs(inode, lower))
+		copy_owner(inode, lower, locked);
 	inode_set_atime_to_ts(inode, inode_get_atime(lower));
 	inode_set_mtime_to_ts(inode, inode_get_mtime(lower));
 	inode_set_ctime_to_ts(inode, inode_get_ctime(lower));
@@ -173,6 +198,28 @@ void dedupfs_copy_attr(struct inode *inode)
 	copy_nlink(inode, lower);
 	if (i_size_read(inode) != size)
 		i_size_write(inode, size);
+}
+
+/**
+ * dedupfs_copy_attr - copy the lower inode's attributes to the upper one
+ * @inode: upper inode
+ *
+ * Context: any that holds no i_lock; waits for no other lock, as the lower
+ * attributes can change at any time anyway.  Does not copy owner and mode of a
+ * file whose i_rwsem, the upper or the lower one, somebody holds.
+ */
+void dedupfs_copy_attr(struct inode *inode)
+{
+	copy_attr(inode, false);
+}
+
+/**
+ * dedupfs_copy_attr_locked - the same for who holds the upper i_rwsem
+ * @inode: upper inode, locked for writing, or not yet known to anybody
+ */
+void dedupfs_copy_attr_locked(struct inode *inode)
+{
+	copy_attr(inode, true);
 }
 
 /**
@@ -227,12 +274,31 @@ int dedupfs_getattr(struct mnt_idmap *idmap, const struct path *path,
 }
 
 /*
+ * Which set-id bits a change of owner or size kills depends on the mode, and
+ * the VFS has looked at the upper one, which may be old.
+ */
+static void kill_bits(struct iattr *attr, struct inode *lower)
+{
+	int kill;
+
+	if ((attr->ia_valid & (ATTR_UID | ATTR_GID)) && (attr->ia_valid & ATTR_KILL_SUID)) {
+		attr->ia_valid &= ~ATTR_KILL_SGID;
+		attr->ia_valid |= setattr_should_drop_sgid(&nop_mnt_idmap, lower);
+	} else if (attr->ia_valid & ATTR_SIZE) {
+		kill = setattr_should_drop_suidgid(&nop_mnt_idmap, lower);
+		if (kill)
+			attr->ia_valid |= kill | ATTR_FORCE;
+	}
+}
+
+/*
  * The VFS made a mode of "kill setuid" from the upper mode: the lower
  * filesystem makes its own.  A file becomes the lower file.
  */
-static int lower_iattr(const struct iattr *attr, struct iattr *lower)
+static int lower_iattr(const struct iattr *attr, struct iattr *lower, struct inode *inode)
 {
 	*lower = *attr;
+	kill_bits(lower, dedupfs_lower(inode));
 	if (lower->ia_valid & (ATTR_KILL_SUID | ATTR_KILL_SGID))
 		lower->ia_valid &= ~ATTR_MODE;
 	if (lower->ia_valid & ATTR_FILE) {
@@ -274,7 +340,7 @@ static int change_size(struct inode *inode, struct dentry *lower, const struct i
 	if (err)
 		return err;
 	err = change_lower(lower, attr);
-	dedupfs_copy_attr(inode);
+	dedupfs_copy_attr_locked(inode);
 	dedupfs_truncate_end(inode, start);
 	return err;
 }
@@ -285,7 +351,7 @@ static int change_attr(struct inode *inode, struct dentry *lower, const struct i
 
 	dedupfs_touch(inode);
 	err = change_lower(lower, attr);
-	dedupfs_copy_attr(inode);
+	dedupfs_copy_attr_locked(inode);
 	return err;
 }
 
@@ -305,7 +371,7 @@ int dedupfs_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr
 	struct iattr ia;
 	int err;
 
-	err = lower_iattr(attr, &ia);
+	err = lower_iattr(attr, &ia, inode);
 	if (err)
 		return err;
 	dedupfs_lower_path(dentry, &lower);
@@ -348,7 +414,7 @@ int dedupfs_fileattr_set(struct mnt_idmap *idmap, struct dentry *dentry, struct 
 	dedupfs_touch(inode);
 	err = vfs_fileattr_set(&nop_mnt_idmap, lower.dentry, fa);
 	mnt_drop_write(lower.mnt);
-	dedupfs_copy_attr(inode);
+	dedupfs_copy_attr_locked(inode);
 	return err;
 }
 

@@ -58,6 +58,24 @@ void dedupfs_set_lower(struct dentry *dentry, struct dentry *lower)
 	dput(old);
 }
 
+/**
+ * dedupfs_set_first_lower - put an upper dentry that has no lower one onto one
+ * @dentry: upper dentry
+ * @lower: lower dentry; its reference is consumed
+ *
+ * What a dentry of a file has already stays, as others may be using it.
+ *
+ * Return: false if it had one; then the reference is still the caller's.
+ */
+bool dedupfs_set_first_lower(struct dentry *dentry, struct dentry *lower)
+{
+	if (dedupfs_lower_dentry(dentry))
+		return false;
+	/* Nobody compares while there is none; who loses costs one comparison. */
+	mark_unproven(dentry);
+	return !cmpxchg(&dentry->d_fsdata, NULL, lower);
+}
+
 static bool same_name(const struct dentry *a, const struct dentry *b)
 {
 	return a->d_name.len == b->d_name.len &&
@@ -106,14 +124,27 @@ static int is_valid(struct dentry *dentry, unsigned int flags)
 	return is_busy(dentry, seen) || compare(dentry, lower, seen);
 }
 
-/* (The lower filesystems, XFS and btrfs, have no ->d_revalidate.) */
+/*
+ * The VFS asks the upper inode who owns it and what it forbids, in places
+ * before it asks us: what was changed below must have arrived there.
+ * (The lower filesystems, XFS and btrfs, have no ->d_revalidate.)
+ */
 static int dedupfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 {
+	struct inode *inode;
+	bool old;
 	int valid;
 
 	rcu_read_lock();
 	valid = is_valid(dentry, flags);
+	inode = d_inode_rcu(dentry);
+	old = valid == 1 && inode && dedupfs_attr_differs(inode);
 	rcu_read_unlock();
+	if (likely(!old))
+		return valid;
+	if (flags & LOOKUP_RCU)
+		return -ECHILD;
+	dedupfs_copy_attr(inode);
 	return valid;
 }
 

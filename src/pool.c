@@ -424,8 +424,8 @@ static struct file *fill_open(struct inode *inode)
 	path.dentry = d_find_any_alias(dedupfs_lower(inode));
 	if (!path.dentry)
 		return ERR_PTR(-ESTALE);
-	file = dentry_open(&path, O_RDONLY | O_LARGEFILE | O_DIRECT | O_NOATIME |
-			   (__force int)FMODE_NONOTIFY, sbi->cred);
+	file = dedupfs_open_lower(inode->i_sb, &path, O_RDONLY | O_LARGEFILE | O_DIRECT |
+				  O_NOATIME | (__force int)FMODE_NONOTIFY);
 	dput(path.dentry);
 	return file;
 }

@@ -232,6 +232,7 @@ static ssize_t submit_aio(struct aio *aio, struct kiocb *iocb, struct iov_iter *
 	refcount_set(&aio->ref, 2);
 	kiocb_clone(&aio->iocb, iocb, get_file(lower));
 	aio->iocb.ki_flags &= ~IOCB_DIO_CALLER_COMP;
+	aio->iocb.ki_flags |= lower->f_iocb_flags & IOCB_DSYNC;
 	aio->iocb.ki_complete = aio_complete;
 	aio->orig = iocb;
 	aio->start = start;
@@ -261,7 +262,8 @@ static void lower_kiocb(struct kiocb *kiocb, struct kiocb *iocb, struct file *lo
 {
 	init_sync_kiocb(kiocb, lower);
 	kiocb->ki_pos = iocb->ki_pos;
-	kiocb->ki_flags = iocb->ki_flags & LOWER_IOCB_FLAGS & ~IOCB_HIPRI;
+	kiocb->ki_flags = (iocb->ki_flags & LOWER_IOCB_FLAGS & ~IOCB_HIPRI) |
+			  (kiocb->ki_flags & IOCB_DSYNC);
 }
 
 /**

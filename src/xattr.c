@@ -67,7 +67,7 @@ static int dedupfs_xattr_set(const struct xattr_handler *handler, struct mnt_idm
 	dedupfs_touch(inode);
 	err = change_lower(lower.dentry, name, value, size, flags);
 	mnt_drop_write(lower.mnt);
-	dedupfs_copy_attr(inode);
+	dedupfs_copy_attr_locked(inode);
 	return err;
 }
 
@@ -141,6 +141,6 @@ int dedupfs_set_acl(struct mnt_idmap *idmap, struct dentry *dentry,
 	else
 		err = vfs_remove_acl(&nop_mnt_idmap, lower.dentry, acl_name(type));
 	mnt_drop_write(lower.mnt);
-	dedupfs_copy_attr(inode);
+	dedupfs_copy_attr_locked(inode);
 	return err;
 }

@@ -312,4 +312,80 @@ TEST(both_sides_agree)
 	}
 }
 
+static mode_t mode_of(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st))
+		die("%s", path);
+	return st.st_mode;
+}
+
+/* The mode is changed at @below; what kills set-id bits is done to @path. */
+static mode_t after_chown(const char *path, const char *below)
+{
+	make_file(below, 100, 1);
+	chmod(below, 0755);
+	mode_of(path);
+	chmod(below, 02755);
+	if (chown(path, -1, 100))
+		die("%s", path);
+	return mode_of(below);
+}
+
+static mode_t after_truncate(const char *path, const char *below)
+{
+	int fd, status;
+	pid_t pid;
+
+	make_file(below, 100, 1);
+	chmod(below, 0666);
+	pid = fork();
+	if (!pid) {
+		if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+			die("setuid");
+		raise(SIGSTOP);
+		_exit(!!ftruncate(fd = open(path, O_RDWR), 0));
+	}
+	waitpid(pid, &status, WUNTRACED);
+	chmod(below, 06777);
+	kill(pid, SIGCONT);
+	waitpid(pid, &status, 0);
+	return status ? 0 : mode_of(below);
+}
+
+static mode_t after_ftruncate(const char *path, const char *below)
+{
+	int fd, status;
+	pid_t pid;
+
+	make_file(below, 100, 1);
+	chmod(below, 0666);
+	pid = fork();
+	if (!pid) {
+		if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+			die("setuid");
+		fd = open(path, O_RDWR);
+		raise(SIGSTOP);
+		_exit(!!ftruncate(fd, 0));
+	}
+	waitpid(pid, &status, WUNTRACED);
+	chmod(below, 06777);
+	kill(pid, SIGCONT);
+	waitpid(pid, &status, 0);
+	return status ? 0 : mode_of(below);
+}
+
+/* Old attributes above must not keep the bits. */
+TEST(set_id_bits_that_were_set_below)
+{
+	chmod(lower_dir, 0755);
+	EXPECT_EQ(after_chown(low("a"), low("a")), after_chown(up("b"), low("b")));
+	EXPECT_EQ(after_truncate(low("c"), low("c")), after_truncate(up("d"), low("d")));
+	EXPECT_EQ(after_ftruncate(low("e"), low("e")), after_ftruncate(up("f"), low("f")));
+	EXPECT_EQ(0, mode_of(low("b")) & 07000);
+	EXPECT_EQ(0, mode_of(low("d")) & 07000);
+	EXPECT_EQ(0, mode_of(low("f")) & 07000);
+}
+
 TEST_HARNESS_MAIN

@@ -243,4 +243,41 @@ TEST(sealing)
 	SAME(seals);
 }
 
+/* What was forbidden, and is not any more: nobody asks stat(2) in between. */
+TEST(what_was_allowed_below)
+{
+	struct stat st;
+	int status;
+	pid_t pid;
+
+	make_file(low("a"), 10, 1);
+	ASSERT_EQ(0, set_flags(low("a"), FS_IMMUTABLE_FL));
+	EXPECT_EQ(0, stat(up("a"), &st));
+	EXPECT_EQ(-1, open(up("a"), O_WRONLY));
+	ASSERT_EQ(0, set_flags(low("a"), 0));
+	EXPECT_LE(0, open(up("a"), O_WRONLY));
+	EXPECT_EQ(0, stat(up("a"), &st));
+	ASSERT_EQ(0, set_flags(low("a"), FS_APPEND_FL));
+	EXPECT_EQ(-1, open(up("a"), O_WRONLY));
+	EXPECT_EQ(EPERM, errno);
+	ASSERT_EQ(0, set_flags(low("a"), 0));
+	EXPECT_EQ(0, unlink(up("a")));
+
+	/* Who may remove a name from a sticky directory. */
+	chmod(lower_dir, 0755);
+	mkdir(low("s"), 0755);
+	chmod(low("s"), 01777);
+	make_file(low("s/a"), 10, 1);
+	EXPECT_EQ(0, stat(up("s/a"), &st));
+	ASSERT_EQ(0, chown(low("s/a"), 65534, 65534));
+	pid = fork();
+	if (!pid) {
+		if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+			die("setuid");
+		_exit(unlink(up("s/a")) ? errno : 0);
+	}
+	waitpid(pid, &status, 0);
+	EXPECT_EQ(0, WEXITSTATUS(status));
+}
+
 TEST_HARNESS_MAIN

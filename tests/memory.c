@@ -516,7 +516,8 @@ static unsigned long scatter_memory(void)
 	    write_text("/proc/sys/vm/compact_unevictable_allowed", "0") ||
 	    mlock2(p, max, MLOCK_ONFAULT))
 		die("memory");
-	while (free_large_pages() > SCATTERED / PAGE * 3 / 8 && at + MiB <= max) {
+	while (free_large_pages() > SCATTERED / PAGE * 3 / 8 && at + MiB <= max &&
+	       meminfo("MemFree") > 24 * (long)MiB) {
 		memset(p + at, 1, MiB);
 		at += MiB;
 	}

@@ -218,4 +218,41 @@ TEST(changes_below_show)
 	closedir(d);
 }
 
+/* Reading moves the access time of a directory if the mount says so, and no other. */
+static void access_time(struct __test_metadata *_metadata, unsigned long flags, bool moves)
+{
+	struct timespec old[2] = { { 1000, 0 }, { 2000, 0 } };
+	struct stat st;
+	char at[PATH_MAX];
+	DIR *d;
+
+	snprintf(at, sizeof(at), "%s.mnt", low("x"));
+	mkdir(at, 0755);
+	mkdir(low("d"), 0755);
+	close(creat(low("d/a"), 0644));
+	ASSERT_EQ(0, utimensat(AT_FDCWD, low("d"), old, 0));
+	ASSERT_EQ(0, mount(lower_dir, at, have_pool ? "dedupfs" : NULL,
+			   have_pool ? flags : MS_BIND, NULL));
+	if (!have_pool)
+		ASSERT_EQ(0, mount(NULL, at, NULL, MS_BIND | MS_REMOUNT | flags, NULL));
+	d = opendir(path_of("%s/d", at));
+	ASSERT_NE(NULL, d);
+	while (readdir(d))
+		;
+	closedir(d);
+	EXPECT_EQ(0, stat(low("d"), &st));
+	EXPECT_EQ(moves, st.st_atime != 1000);
+	EXPECT_EQ(0, umount2(at, 0));
+	rmdir(at);
+	rm_rf(low("d"));
+}
+
+TEST(access_times_are_the_mounts)
+{
+	access_time(_metadata, 0, true);
+	access_time(_metadata, MS_NOATIME, false);
+	access_time(_metadata, MS_NODIRATIME, false);
+	access_time(_metadata, MS_RDONLY, false);
+}
+
 TEST_HARNESS_MAIN

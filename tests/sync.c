@@ -144,4 +144,45 @@ TEST(on_what_it_works)
 	SAME(calls);
 }
 
+/* Blocks of a file that are not on disk after a write through a mount with @flags. */
+static long not_written(struct __test_metadata *_metadata, unsigned long flags)
+{
+	struct fiemap *map = calloc(1, sizeof(*map) + 8 * sizeof(map->fm_extents[0]));
+	char at[PATH_MAX], *buf = malloc(SIZE);
+	unsigned int i;
+	long waiting = 0;
+	int fd;
+
+	snprintf(at, sizeof(at), "%s.mnt", low("x"));
+	mkdir(at, 0755);
+	ASSERT_EQ(0, mount(lower_dir, at, "dedupfs", flags, NULL));
+	fd = open(path_of("%s/new", at), O_RDWR | O_CREAT, 0644);
+	fill(buf, SIZE, 1, 0);
+	write_all(fd, buf, SIZE, 0);
+	/* (Not with FIEMAP_FLAG_SYNC, which would write them.) */
+	map->fm_length = SIZE;
+	map->fm_extent_count = 8;
+	EXPECT_EQ(0, ioctl(fd, FS_IOC_FIEMAP, map));
+	EXPECT_LT(0, map->fm_mapped_extents);
+	for (i = 0; i < map->fm_mapped_extents; i++)
+		if (map->fm_extents[i].fe_flags & FIEMAP_EXTENT_DELALLOC)
+			waiting += map->fm_extents[i].fe_length / PAGE;
+	free(map);
+	close(fd);
+	unlink(low("new"));
+	EXPECT_EQ(0, umount2(at, 0));
+	rmdir(at);
+	free(buf);
+	return waiting;
+}
+
+TEST(mounted_with_sync)
+{
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	/* The test can tell. */
+	EXPECT_LT(0, not_written(_metadata, 0));
+	EXPECT_EQ(0, not_written(_metadata, MS_SYNCHRONOUS));
+}
+
 TEST_HARNESS_MAIN
