@@ -589,6 +589,9 @@ void dedupfs_drop_stale(struct dedupfs_map *map)
 		kill(map, &zaps);
 	up_write(&map->pool->sem);
 	zap_all(&zaps);
+	/* Who was faster may still be at it. */
+	if (atomic_read(&map->dropping))
+		zap(map, 0, ULONG_MAX);
 }
 
 /**
@@ -893,6 +896,31 @@ static bool in_place(struct inode *lower)
 	return err || (fa.flags & FS_NOCOW_FL) || (fa.fsx_xflags & FS_XFLAG_REALTIME);
 }
 
+/*
+ * Pages from @index on, at most @nr, up to the first one that is dirty or
+ * under write-back.  Only a tracked file has such pages and is resolved.
+ */
+static pgoff_t clean_pages(struct inode *lower, pgoff_t index, pgoff_t nr)
+{
+	static const xa_mark_t marks[] = { PAGECACHE_TAG_DIRTY, PAGECACHE_TAG_WRITEBACK };
+	unsigned long at;
+	struct folio *folio;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(marks); i++) {
+		at = index;
+		rcu_read_lock();
+		/* A large folio may begin before the index at which it is found. */
+		folio = xa_find(&lower->i_mapping->i_pages, &at, index + nr - 1, marks[i]);
+		rcu_read_unlock();
+		if (folio)
+			nr = at > index ? at - index : 0;
+		if (!nr)
+			break;
+	}
+	return nr;
+}
+
 /* Rule 3, under the lower i_rwsem.  Return: 0 and the armed counter, or a reason. */
 static int sample(struct dedupfs_map *map, bool dirty_is_ours, u64 *counter)
 {
@@ -944,7 +972,7 @@ static bool carry_over(struct dedupfs_map *map, u64 counter)
 	int change_seq = atomic_read(&map->change_seq), n = 0;
 	struct dedupfs_range r = {};
 	struct dedupfs_phys *phys;
-	pgoff_t pos = 0;
+	pgoff_t pos = 0, clean;
 	bool ok = false;
 
 	phys = kvmalloc_array(DEDUPFS_RESOLVE_EXTENTS, sizeof(*phys), GFP_KERNEL);
@@ -953,7 +981,10 @@ static bool carry_over(struct dedupfs_map *map, u64 counter)
 	for (; next_attached(map, pos, &r); pos = r.index + r.nr) {
 		if (n++ == CARRY_EXTENTS)
 			goto out;
-		if (!still_maps(map->lower, &r, phys))
+		/* What we made dirty was detached: this somebody did who raised no event. */
+		clean = clean_pages(map->lower, r.index, r.nr);
+		r.nr = max(clean, 1UL);
+		if (!clean || !still_maps(map->lower, &r, phys))
 			dedupfs_detach(map, r.index, r.index + r.nr - 1);
 	}
 	if (!dedupfs_only_ours(map))
@@ -1025,10 +1056,11 @@ static int baseline(struct dedupfs_map *map)
 	spin_unlock(&map->lock);
 	attached = detach(map, 0, &last);
 	up_write(&map->pool->sem);
-	if (attached) {
+	if (attached)
 		dedupfs_count(map->pool, DEDUPFS_STALE, 1);
+	/* Or somebody else has dropped it all, and is not through. */
+	if (attached || atomic_read(&map->dropping) > 1)
 		zap(map, 0, ULONG_MAX);
-	}
 	spin_lock(&map->lock);
 	WRITE_ONCE(map->baseline, counter);
 	WRITE_ONCE(map->tracked, false);
@@ -1469,31 +1501,6 @@ static bool agrees(struct window *w)
 	return true;
 }
 
-/*
- * Pages from @index on, at most @nr, up to the first one that is dirty or
- * under write-back.  Only a tracked file has such pages and is resolved.
- */
-static pgoff_t clean_pages(struct inode *lower, pgoff_t index, pgoff_t nr)
-{
-	static const xa_mark_t marks[] = { PAGECACHE_TAG_DIRTY, PAGECACHE_TAG_WRITEBACK };
-	unsigned long at;
-	struct folio *folio;
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(marks); i++) {
-		at = index;
-		rcu_read_lock();
-		/* A large folio may begin before the index at which it is found. */
-		folio = xa_find(&lower->i_mapping->i_pages, &at, index + nr - 1, marks[i]);
-		rcu_read_unlock();
-		if (folio)
-			nr = at > index ? at - index : 0;
-		if (!nr)
-			break;
-	}
-	return nr;
-}
-
 /**
  * dedupfs_dirty_run - how many pages from one on are dirty or under write-back
  * @lower:	lower inode
@@ -1826,6 +1833,13 @@ static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 	if (err)
 		goto unresolved;
 	nr = min(nr, w->nr);
+	/*
+	 * A fill that waited for a writer of this file would keep the readers
+	 * of others waiting for the blocks that it has claimed.
+	 */
+	if (!inode_trylock_shared(w->di->lower))
+		return DEDUPFS_UNSTABLE;
+	inode_unlock_shared(w->di->lower);
 	if (!w->pool->counter_tells_mapping)
 		find_witnesses(w);
 	fill = dedupfs_fill_start(w->inode, w->ranges, w->nr_ranges, index, nr);

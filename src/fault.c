@@ -28,7 +28,7 @@
 #define FAULT_AROUND		16U
 #define FAULT_AROUND_MAX	128U
 
-enum fault_source { FAULT_MAPPED, FAULT_LOCKED, FAULT_LOWER, FAULT_MISS, FAULT_OOM };
+enum fault_source { FAULT_MAPPED, FAULT_PAGE, FAULT_LOWER, FAULT_MISS, FAULT_OOM };
 
 /*
  * The published pages of a range, from its first block on, with a reference
@@ -50,21 +50,6 @@ static unsigned int get_pages(struct dedupfs_map *map, const struct dedupfs_rang
 	while (got > n)
 		put_page(pages[--got]);
 	return n;
-}
-
-/*
- * Let the caller of ->fault copy a page.  (To map one it would be too late,
- * without zap_sem.)  It wants it locked; with zap_sem held that is only tried,
- * and the access comes back if it fails.
- */
-static enum fault_source hand_over(struct vm_fault *vmf, struct page *page)
-{
-	if (!trylock_page(page)) {
-		put_page(page);
-		return FAULT_MAPPED;
-	}
-	vmf->page = page;
-	return FAULT_LOCKED;
 }
 
 static void put_pages(struct page **pages, unsigned int n)
@@ -162,7 +147,6 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 	struct dedupfs_map *map = dedupfs_map_of(di);
 	enum fault_source source;
 	struct dedupfs_range r;
-	struct page *page;
 	loff_t size;
 	bool tail;
 
@@ -181,9 +165,9 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 		goto out;
 	source = FAULT_MISS;
 	if (vmf->flags & FAULT_FLAG_WRITE) {
-		/* A private copy is made of it: do_cow_fault() copies and unlocks. */
-		if (get_pages(map, &r, 1, size, &page, &tail))
-			source = hand_over(vmf, page);
+		/* do_cow_fault() makes a private copy of it, and locks it itself for that. */
+		if (get_pages(map, &r, 1, size, &vmf->page, &tail))
+			source = FAULT_PAGE;
 		else if (tail)
 			source = FAULT_LOWER;
 	} else {
@@ -201,6 +185,9 @@ out:
 static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
 {
 	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY) || (vmf->flags & FAULT_FLAG_RETRY_NOWAIT))
+		return false;
+	/* Whoever waits in turn with another, each for his page, would never end. */
+	if (READ_ONCE(di->fault_index) != vmf->pgoff && (vmf->flags & FAULT_FLAG_TRIED))
 		return false;
 	if (READ_ONCE(di->fault_index) != vmf->pgoff ||
 	    time_after(jiffies, READ_ONCE(di->fault_time) + 2 * FAULT_WAIT)) {
@@ -306,8 +293,8 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	switch (map_from_pool(vmf, inode)) {
 	case FAULT_MAPPED:
 		return VM_FAULT_NOPAGE;
-	case FAULT_LOCKED:
-		return VM_FAULT_LOCKED;
+	case FAULT_PAGE:
+		return 0;
 	case FAULT_OOM:
 		return VM_FAULT_OOM;
 	case FAULT_LOWER:

@@ -30,10 +30,19 @@
 struct dedupfs_mark {
 	struct fsnotify_mark fsn;
 	struct dedupfs_map *map;	/* cleared by dedupfs_mark_remove() */
-	spinlock_t lock;		/* protects @map */
+	bool gone;			/* the kernel took it off the inode */
+	spinlock_t lock;		/* protects @map, @gone */
 };
 
 static struct fsnotify_group *group;
+
+/* mark->lock is held. */
+static void found_foreign(struct dedupfs_mark *mark)
+{
+	spin_lock(&mark->map->lock);
+	WRITE_ONCE(mark->map->foreign, true);
+	spin_unlock(&mark->map->lock);
+}
 
 static int handle_event(struct fsnotify_mark *fsn, u32 mask, struct inode *inode,
 			struct inode *dir, const struct qstr *name, u32 cookie)
@@ -41,13 +50,26 @@ static int handle_event(struct fsnotify_mark *fsn, u32 mask, struct inode *inode
 	struct dedupfs_mark *mark = container_of(fsn, struct dedupfs_mark, fsn);
 
 	spin_lock(&mark->lock);
-	if (mark->map && READ_ONCE(mark->map->truncating) != current) {
-		spin_lock(&mark->map->lock);
-		WRITE_ONCE(mark->map->foreign, true);
-		spin_unlock(&mark->map->lock);
-	}
+	if (mark->map && READ_ONCE(mark->map->truncating) != current)
+		found_foreign(mark);
 	spin_unlock(&mark->lock);
 	return 0;
+}
+
+/*
+ * Before 6.12 the kernel takes marks off an inode when one of its names goes
+ * and the link count is zero, though the file may be open by another: from
+ * now on nothing tells foreign changes from ours.
+ */
+static void freeing_mark(struct fsnotify_mark *fsn, struct fsnotify_group *g)
+{
+	struct dedupfs_mark *mark = container_of(fsn, struct dedupfs_mark, fsn);
+
+	spin_lock(&mark->lock);
+	WRITE_ONCE(mark->gone, true);
+	if (mark->map)
+		found_foreign(mark);
+	spin_unlock(&mark->lock);
 }
 
 static void free_mark(struct fsnotify_mark *fsn)
@@ -57,6 +79,7 @@ static void free_mark(struct fsnotify_mark *fsn)
 
 static const struct fsnotify_ops mark_ops = {
 	.handle_inode_event	= handle_event,
+	.freeing_mark		= freeing_mark,
 	.free_mark		= free_mark,
 };
 
@@ -65,8 +88,9 @@ static bool mark_add(struct dedupfs_map *map)
 {
 	struct dedupfs_mark *mark;
 
-	if (READ_ONCE(map->mark))
-		return true;
+	mark = smp_load_acquire(&map->mark);
+	if (mark)
+		return !READ_ONCE(mark->gone);
 	mark = kzalloc(sizeof(*mark), GFP_NOFS);
 	if (!mark)
 		return false;
@@ -79,7 +103,7 @@ static bool mark_add(struct dedupfs_map *map)
 		/* -EEXIST: another of our operations was faster. */
 		return READ_ONCE(map->mark);
 	}
-	/* Pairs with READ_ONCE() above: seen whole. */
+	/* Pairs with smp_load_acquire() above: seen whole. */
 	smp_store_release(&map->mark, mark);
 	return true;
 }

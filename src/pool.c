@@ -55,7 +55,8 @@ static __always_inline bool page_filling(struct page *page)
  * @filling:	true if the page is there but still being filled
  *
  * Context: any that may take an RCU read lock.
- * Return: the page with a reference, published or (@filling) not; or NULL.
+ * Return: the page with a reference, published or (@filling) not; or NULL, also
+ * for one whose memory has failed.
  */
 struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filling)
 {
@@ -70,6 +71,10 @@ struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filli
 			/* It may have been freed and taken by another owner. */
 			if (likely(xa_load(&pool->entries, block) == entry)) {
 				*filling = page_filling(page);
+				if (likely(!PageHWPoison(page)))
+					break;
+				put_page(page);
+				page = NULL;
 				break;
 			}
 			put_page(page);
@@ -114,7 +119,8 @@ unsigned int dedupfs_pool_find_batch(struct dedupfs_pool *pool, u64 block, unsig
 		page = entry_page(entry);
 		if (!get_page_unless_zero(page))
 			break;
-		if (unlikely(xas_reload(&xas) != entry || page_filling(page))) {
+		if (unlikely(xas_reload(&xas) != entry || page_filling(page) ||
+			     PageHWPoison(page))) {
 			put_page(page);
 			break;
 		}

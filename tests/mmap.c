@@ -405,4 +405,45 @@ TEST(mincore_and_the_like)
 	SAME(vectors);
 }
 
+/* A page of the pool whose memory fails: nobody else is to see it, or to fall over it. */
+TEST(memory_that_fails)
+{
+	const char *paths[] = { strdup(up("a")), strdup(up("b")) };
+	int status, c;
+	pid_t pid;
+	char *p;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	make_file(low("a"), 8 * PAGE, 1);
+	make_clone(low("a"), low("b"));
+	drop_caches("3");
+	EXPECT_EQ(-1, check_file(paths[1], 8 * PAGE, 1));
+	pid = fork();
+	if (!pid) {
+		p = mmap(NULL, 8 * PAGE, PROT_READ, MAP_SHARED, open(paths[0], O_RDONLY), 0);
+		touch(p, 8 * PAGE);
+		_exit(madvise(p + 2 * PAGE, PAGE, MADV_HWPOISON) && errno == EINVAL ? 77 : 0);
+	}
+	waitpid(pid, &status, 0);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		SKIP(return, "this kernel does not let memory fail");
+	for (c = 0; c < 2; c++) {
+		pid = fork();
+		if (!pid) {
+			p = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE,
+				 open(paths[c], O_RDONLY), 0);
+			p[2 * PAGE] = p[3 * PAGE] = 1;
+			_exit(mismatch(p + 2 * PAGE + 8, PAGE - 8, 1, 2 * PAGE + 8) >= 0 ||
+			      mismatch(p + 4 * PAGE, 4 * PAGE, 1, 4 * PAGE) >= 0);
+		}
+		waitpid(pid, &status, 0);
+		EXPECT_EQ(0, status) TH_LOG("a private copy of clone %d", c);
+		EXPECT_EQ(-1, check_file(paths[c], 8 * PAGE, 1));
+		p = map_file(paths[c], 8 * PAGE, PROT_READ, MAP_SHARED);
+		EXPECT_EQ(-1, mismatch(p, 8 * PAGE, 1, 0));
+		munmap(p, 8 * PAGE);
+	}
+}
+
 TEST_HARNESS_MAIN

@@ -5,6 +5,7 @@
  * directory, in another domain, and by inodes that were forgotten meanwhile.
  */
 #include "common.h"
+#include <sys/fanotify.h>
 
 #define SIZE	(1 * MiB)
 
@@ -280,6 +281,51 @@ TEST_F(clones, reads_into_bad_memory)
 		drop_caches("2");
 	EXPECT_EQ(0, pool("pages"));
 	EXPECT_EQ(-1, check_file(up("a"), SIZE, 1));
+}
+
+/* Whoever watches a file by fanotify can write to it, and nobody is told. */
+TEST_F(clones, a_foreign_change_without_an_event)
+{
+	struct fanotify_event_metadata ev;
+	int fan = fanotify_init(FAN_CLASS_NOTIF | FAN_CLOEXEC, O_RDWR | O_LARGEFILE);
+
+	ASSERT_LE(0, fan);
+	ASSERT_EQ(0, fanotify_mark(fan, FAN_MARK_ADD, FAN_OPEN, AT_FDCWD, low("a")));
+	store_page(up("a"), O_WRONLY, 0);
+	close(open(low("a"), O_RDONLY));
+	ASSERT_EQ(sizeof(ev), read(fan, &ev, sizeof(ev)));
+	ASSERT_LE(0, ev.fd);
+	EXPECT_EQ(PAGE, pwrite(ev.fd, changed, PAGE, self->page * PAGE));
+	close(ev.fd);
+	EXPECT_TRUE(read_is_changed(up("a"), self->page));
+	EXPECT_TRUE(read_is_changed(up("a"), 0));
+	EXPECT_FALSE(read_is_changed(up("b"), self->page));
+	close(fan);
+}
+
+/* Its last name goes while it is open, and with it, on 6.1, who watches it. */
+TEST_F(clones, a_foreign_change_of_a_file_without_names)
+{
+	char buf[PAGE];
+	int fd, foreign, again;
+
+	ASSERT_EQ(0, link(low("a"), low("a2")));
+	foreign = open(low("a2"), O_RDONLY);
+	fd = open(up("a"), O_RDWR);
+	ASSERT_LE(0, foreign);
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(PAGE, pread(fd, buf, PAGE, self->page * PAGE));
+	EXPECT_EQ(0, unlink(low("a")));
+	EXPECT_EQ(PAGE, pwrite(fd, changed, PAGE, 0));
+	EXPECT_EQ(0, unlink(low("a2")));
+	again = open(path_of("/proc/self/fd/%d", foreign), O_RDWR);
+	ASSERT_LE(0, again);
+	EXPECT_EQ(PAGE, pwrite(again, changed, PAGE, self->page * PAGE));
+	close(again);
+	EXPECT_EQ(PAGE, pread(fd, buf, PAGE, self->page * PAGE));
+	EXPECT_EQ(0, memcmp(buf, changed, PAGE));
+	close(fd);
+	close(foreign);
 }
 
 TEST_HARNESS_MAIN
