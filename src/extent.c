@@ -983,7 +983,7 @@ static bool carry_over(struct dedupfs_map *map, u64 counter)
 			goto out;
 		/* What we made dirty was detached: this somebody did who raised no event. */
 		clean = clean_pages(map->lower, r.index, r.nr);
-		r.nr = max(clean, 1UL);
+		r.nr = clean ?: max(dedupfs_dirty_run(map->lower, r.index, r.nr), 1UL);
 		if (!clean || !still_maps(map->lower, &r, phys))
 			dedupfs_detach(map, r.index, r.index + r.nr - 1);
 	}

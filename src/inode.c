@@ -156,25 +156,38 @@ bool dedupfs_attr_differs(const struct inode *inode)
 	       ((inode->i_flags ^ lower->i_flags) & COPIED_FLAGS);
 }
 
+/* Without a lock: whoever writes the mode under it meanwhile is next. */
+static void strip_set_id(struct inode *inode)
+{
+	umode_t mode = READ_ONCE(inode->i_mode), seen;
+
+	for (; mode & (S_ISUID | S_ISGID); mode = seen) {
+		seen = cmpxchg(&inode->i_mode, mode, mode & ~(S_ISUID | S_ISGID));
+		if (seen == mode)
+			break;
+	}
+}
+
 /*
  * The owner and the mode of a file belong together: execve() takes both from
  * the upper inode, with its i_rwsem held, and the set-id bits of one owner's
  * time would make a program of another's.  They are read as one below, and
- * written as one here; where somebody is in the way, next time.  The caller of
- * @locked holds the upper i_rwsem for writing, or nobody else has the inode.
+ * written as one here; where somebody is in the way, without set-id bits, which
+ * may have been taken away below, and whole next time.  The caller of @locked
+ * holds the upper i_rwsem for writing, or nobody else has the inode.
  */
 static void copy_owner(struct inode *inode, struct inode *lower, bool locked)
 {
 	bool file = S_ISREG(lower->i_mode), whole;
 
-	if (file && !locked && !inode_trylock(inode))
+	if (file && !locked && !inode_trylock(inode)) {
+		strip_set_id(inode);
 		return;
-	whole = !file || inode_trylock_shared(lower);
-	if (whole || locked) {
-		inode->i_mode = lower->i_mode & ~(whole ? 0 : S_ISUID | S_ISGID);
-		inode->i_uid = lower->i_uid;
-		inode->i_gid = lower->i_gid;
 	}
+	whole = !file || inode_trylock_shared(lower);
+	inode->i_mode = lower->i_mode & ~(whole ? 0 : S_ISUID | S_ISGID);
+	inode->i_uid = lower->i_uid;
+	inode->i_gid = lower->i_gid;
 	if (file && whole)
 		inode_unlock_shared(lower);
 	if (file && !locked)

@@ -101,7 +101,8 @@ static bool mark_add(struct dedupfs_map *map)
 	if (fsnotify_add_inode_mark(&mark->fsn, map->lower, 0)) {
 		fsnotify_put_mark(&mark->fsn);
 		/* -EEXIST: another of our operations was faster. */
-		return READ_ONCE(map->mark);
+		mark = smp_load_acquire(&map->mark);
+		return mark && !READ_ONCE(mark->gone);
 	}
 	/* Pairs with smp_load_acquire() above: seen whole. */
 	smp_store_release(&map->mark, mark);
@@ -186,7 +187,7 @@ void dedupfs_track(struct dedupfs_map *map)
 	    under_overlay(map->lower))
 		return;
 	spin_lock(&map->lock);
-	if (!map->foreign && dedupfs_map_valid(map))
+	if (!map->foreign && !READ_ONCE(map->mark->gone) && dedupfs_map_valid(map))
 		WRITE_ONCE(map->tracked, true);
 	spin_unlock(&map->lock);
 }

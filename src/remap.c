@@ -85,7 +85,7 @@ loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out
 		became_shared(inode_in, pos_in, ret);
 		became_shared(inode_out, pos_out, ret);
 	}
-	dedupfs_copy_attr(inode_out);
+	dedupfs_copy_attr_locked(inode_out);
 	unlock_two_nondirectories(inode_in, inode_out);
 	return ret;
 }

@@ -223,6 +223,12 @@ static void aio_complete(struct kiocb *iocb, long res)
 #define IOCB_DIO_CALLER_COMP	0
 #endif
 
+/* The lower filesystem looks at its own mount for -o sync. */
+static int mount_flags(const struct kiocb *iocb)
+{
+	return IS_SYNC(file_inode(iocb->ki_filp)) ? IOCB_DSYNC : 0;
+}
+
 /* Pass @iocb to the lower file, to be completed later.  Freeze protection is held for a write. */
 static ssize_t submit_aio(struct aio *aio, struct kiocb *iocb, struct iov_iter *iter,
 			  struct file *lower, bool write, loff_t start, loff_t last)
@@ -232,7 +238,7 @@ static ssize_t submit_aio(struct aio *aio, struct kiocb *iocb, struct iov_iter *
 	refcount_set(&aio->ref, 2);
 	kiocb_clone(&aio->iocb, iocb, get_file(lower));
 	aio->iocb.ki_flags &= ~IOCB_DIO_CALLER_COMP;
-	aio->iocb.ki_flags |= lower->f_iocb_flags & IOCB_DSYNC;
+	aio->iocb.ki_flags |= mount_flags(iocb);
 	aio->iocb.ki_complete = aio_complete;
 	aio->orig = iocb;
 	aio->start = start;
@@ -263,7 +269,7 @@ static void lower_kiocb(struct kiocb *kiocb, struct kiocb *iocb, struct file *lo
 	init_sync_kiocb(kiocb, lower);
 	kiocb->ki_pos = iocb->ki_pos;
 	kiocb->ki_flags = (iocb->ki_flags & LOWER_IOCB_FLAGS & ~IOCB_HIPRI) |
-			  (kiocb->ki_flags & IOCB_DSYNC);
+			  mount_flags(iocb);
 }
 
 /**
@@ -435,7 +441,7 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 	dedupfs_change_begin(inode, start, last);
 	ret = vfs_fallocate(lower, mode, offset, len);
 	dedupfs_change_end(inode, start, last);
-	dedupfs_copy_attr(inode);
+	dedupfs_copy_attr_locked(inode);
 	inode_unlock(inode);
 	return ret;
 }
