@@ -88,6 +88,7 @@ static bool mark_add(struct dedupfs_map *map)
 {
 	struct dedupfs_mark *mark;
 
+	/* Pairs with the store below. */
 	mark = smp_load_acquire(&map->mark);
 	if (mark)
 		return !READ_ONCE(mark->gone);
@@ -100,7 +101,7 @@ static bool mark_add(struct dedupfs_map *map)
 	mark->fsn.mask = MARK_EVENTS;
 	if (fsnotify_add_inode_mark(&mark->fsn, map->lower, 0)) {
 		fsnotify_put_mark(&mark->fsn);
-		/* -EEXIST: another of our operations was faster. */
+		/* -EEXIST: another of our operations was faster (pairs as above). */
 		mark = smp_load_acquire(&map->mark);
 		return mark && !READ_ONCE(mark->gone);
 	}
