@@ -85,7 +85,8 @@ TEST_F(clones, mapped_at_once)
 	/* A fault waits for three seconds: a debug kernel may need longer. */
 	if (TIME_FACTOR > 1)
 		return;
-	EXPECT_LE(grown, (long)SIZE * 103 / 100);
+	/* btrfs: now and then a window of one of them is read below (README limits). */
+	EXPECT_LE(grown, (long)SIZE * 103 / 100 + (btrfs ? (long)MiB : 0));
 	EXPECT_GE(grown, (long)SIZE * 97 / 100);
 	/* All that was touched is there; a page may just have been let go. */
 	EXPECT_LE(CLONES * SIZE * 99 / 100, rss);
