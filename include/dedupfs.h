@@ -56,7 +56,10 @@
  *       xa_lock of pool->entries, bucket locks of pool->maps
  *       pool_node->lock
  *
- *   Apart from these: a lower d_lock is taken inside the upper dentry's.
+ *   Apart from these: a lower d_lock is taken inside the upper dentry's; and
+ *   owner and mode of a file are copied under its upper i_rwsem and, inside,
+ *   the lower one (shared), both by trylock, whatever else is held (inode.c);
+ *   a fill looks by trylock for a writer of the lower file before it claims.
  *
  * pool->sem is never held while a lower i_rwsem, a page lock, fill_sem or
  * zap_sem is waited for, and memory is allocated under it with GFP_NOFS

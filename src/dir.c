@@ -27,9 +27,7 @@ static int dedupfs_dir_open(struct inode *inode, struct file *file)
 	struct file *lower;
 
 	dedupfs_lower_path(file->f_path.dentry, &path);
-	/* Whether a read moves the access time is the upper mount's to say. */
-	lower = dedupfs_open_lower(inode->i_sb, &path, file->f_flags | O_NOATIME |
-				   (__force int)FMODE_NONOTIFY);
+	lower = dedupfs_open_lower(inode->i_sb, &path, file->f_flags);
 	if (IS_ERR(lower))
 		return PTR_ERR(lower);
 	file->private_data = lower;

@@ -574,22 +574,18 @@ void dedupfs_drop_stale(struct dedupfs_map *map)
 {
 	struct zap_list zaps;
 
-	if (!READ_ONCE(map->nr_extents)) {
-		/* Who dropped them may not be through. */
-		smp_rmb();
-		if (atomic_read(&map->dropping))
-			zap(map, 0, ULONG_MAX);
-		return;
+	if (READ_ONCE(map->nr_extents)) {
+		if (dedupfs_only_ours(map) && !dedupfs_foreign_mapping(map))
+			return;
+		zaps.nr = 0;
+		down_write(&map->pool->sem);
+		if (!dedupfs_map_valid(map))
+			kill(map, &zaps);
+		up_write(&map->pool->sem);
+		zap_all(&zaps);
 	}
-	if (dedupfs_only_ours(map) && !dedupfs_foreign_mapping(map))
-		return;
-	zaps.nr = 0;
-	down_write(&map->pool->sem);
-	if (!dedupfs_map_valid(map))
-		kill(map, &zaps);
-	up_write(&map->pool->sem);
-	zap_all(&zaps);
-	/* Who was faster may still be at it. */
+	/* Who dropped them before us may not be through; as in kill(). */
+	smp_rmb();
 	if (atomic_read(&map->dropping))
 		zap(map, 0, ULONG_MAX);
 }

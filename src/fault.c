@@ -184,13 +184,14 @@ out:
  */
 static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
 {
+	bool another = READ_ONCE(di->fault_index) != vmf->pgoff;
+
 	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY) || (vmf->flags & FAULT_FLAG_RETRY_NOWAIT))
 		return false;
 	/* Whoever waits in turn with another, each for his page, would never end. */
-	if (READ_ONCE(di->fault_index) != vmf->pgoff && (vmf->flags & FAULT_FLAG_TRIED))
+	if (another && (vmf->flags & FAULT_FLAG_TRIED))
 		return false;
-	if (READ_ONCE(di->fault_index) != vmf->pgoff ||
-	    time_after(jiffies, READ_ONCE(di->fault_time) + 2 * FAULT_WAIT)) {
+	if (another || time_after(jiffies, READ_ONCE(di->fault_time) + 2 * FAULT_WAIT)) {
 		WRITE_ONCE(di->fault_index, vmf->pgoff);
 		WRITE_ONCE(di->fault_tries, 0);
 		WRITE_ONCE(di->fault_time, jiffies);

@@ -53,12 +53,12 @@ static struct file *with_flags_of(const struct file *file, struct file *lower)
  * dedupfs_open_lower - open a lower file for an upper one, or a fill
  * @sb:		upper superblock
  * @path:	lower path
- * @flags:	O_*, and FMODE_NONOTIFY
+ * @flags:	O_*
  *
  * The caller's permission was asked for when the upper file was opened.  Here
  * it is the mounter's: the lower mount is in no namespace, and a security
  * module that judges by path (AppArmor, Landlock) would deny what it allows
- * the caller above.
+ * the caller above.  Access times and events are the upper file's as well.
  *
  * Context: may sleep.
  * Return: the file or ERR_PTR.
@@ -67,7 +67,8 @@ struct file *dedupfs_open_lower(struct super_block *sb, const struct path *path,
 				unsigned int flags)
 {
 	const struct cred *cred = DEDUPFS_SB(sb)->cred, *old = override_creds(cred);
-	struct file *file = dentry_open(path, flags, cred);
+	struct file *file = dentry_open(path, flags | O_NOATIME | (__force int)FMODE_NONOTIFY,
+					cred);
 
 	revert_creds(old);
 	return file;
@@ -94,8 +95,7 @@ struct file *dedupfs_lower_file(struct file *file)
 		return ERR_PTR(-ESTALE);
 	/* On a mount with -o sync, as if the lower one had it. */
 	lower = dedupfs_open_lower(file_inode(file)->i_sb, &path,
-				   (file->f_flags & ~OPEN_ONLY_FLAGS) | O_NOATIME |
-				   (__force int)FMODE_NONOTIFY |
+				   (file->f_flags & ~OPEN_ONLY_FLAGS) |
 				   (IS_SYNC(file_inode(file)) ? O_DSYNC : 0));
 	dput(path.dentry);
 	if (IS_ERR(lower))

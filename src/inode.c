@@ -80,7 +80,7 @@ static void init_inode(struct inode *inode)
 	inode->i_ino = dedupfs_ino(lower);
 	inode->i_generation = lower->i_generation;
 	/* (The rest of the mode comes with the owner.) */
-	inode->i_mode = lower->i_mode & (S_ISREG(lower->i_mode) ? ~(S_ISUID | S_ISGID) : ~0);
+	inode->i_mode = lower->i_mode & S_IFMT;
 	inode->i_acl = ACL_DONT_CACHE;
 	inode->i_default_acl = ACL_DONT_CACHE;
 	switch (lower->i_mode & S_IFMT) {
@@ -147,13 +147,17 @@ static bool owner_differs(const struct inode *inode, const struct inode *lower)
 	       !gid_eq(inode->i_gid, lower->i_gid);
 }
 
+static bool flags_differ(const struct inode *inode, const struct inode *lower)
+{
+	return (inode->i_flags ^ lower->i_flags) & COPIED_FLAGS;
+}
+
 /** dedupfs_attr_differs - was something changed below that the VFS goes by? */
 bool dedupfs_attr_differs(const struct inode *inode)
 {
 	const struct inode *lower = dedupfs_lower(inode);
 
-	return owner_differs(inode, lower) ||
-	       ((inode->i_flags ^ lower->i_flags) & COPIED_FLAGS);
+	return owner_differs(inode, lower) || flags_differ(inode, lower);
 }
 
 /* Without a lock: whoever writes the mode under it meanwhile is next. */
@@ -206,7 +210,7 @@ static void copy_attr(struct inode *inode, bool locked)
 	inode_set_ctime_to_ts(inode, inode_get_ctime(lower));
 	inode->i_blkbits = lower->i_blkbits;
 	inode->i_blocks = lower->i_blocks;
-	if ((inode->i_flags ^ lower->i_flags) & COPIED_FLAGS)
+	if (flags_differ(inode, lower))
 		inode_set_flags(inode, lower->i_flags & COPIED_FLAGS, COPIED_FLAGS);
 	copy_nlink(inode, lower);
 	if (i_size_read(inode) != size)

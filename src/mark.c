@@ -9,6 +9,8 @@
  * close of a descriptor that was open for writing; one that is still open
  * shows in i_writecount, a writable mapping in the i_mmap tree.  Files that
  * we open below are FMODE_NONOTIFY, and metadata alone changes no content.
+ * So are those that fanotify hands out, and overlayfs opens before 6.8: who
+ * carries a baseline over looks for dirty pages as well (README, limits).
  *
  * Locks: none but fsnotify's own; the event runs in the writer's context,
  * before its system call returns.
@@ -57,7 +59,7 @@ static int handle_event(struct fsnotify_mark *fsn, u32 mask, struct inode *inode
 }
 
 /*
- * Before 6.12 the kernel takes marks off an inode when one of its names goes
+ * Linux 6.1 takes marks off an inode when one of its names goes
  * and the link count is zero, though the file may be open by another: from
  * now on nothing tells foreign changes from ours.
  */

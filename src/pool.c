@@ -71,10 +71,10 @@ struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filli
 			/* It may have been freed and taken by another owner. */
 			if (likely(xa_load(&pool->entries, block) == entry)) {
 				*filling = page_filling(page);
-				if (likely(!PageHWPoison(page)))
-					break;
-				put_page(page);
-				page = NULL;
+				if (unlikely(PageHWPoison(page))) {
+					put_page(page);
+					page = NULL;
+				}
 				break;
 			}
 			put_page(page);
@@ -423,15 +423,13 @@ static void unclaim(struct dedupfs_fill *fill, unsigned int i)
 
 static struct file *fill_open(struct inode *inode)
 {
-	struct dedupfs_sb *sbi = DEDUPFS_SB(inode->i_sb);
-	struct path path = { .mnt = sbi->lower.mnt };
+	struct path path = { .mnt = DEDUPFS_SB(inode->i_sb)->lower.mnt };
 	struct file *file;
 
 	path.dentry = d_find_any_alias(dedupfs_lower(inode));
 	if (!path.dentry)
 		return ERR_PTR(-ESTALE);
-	file = dedupfs_open_lower(inode->i_sb, &path, O_RDONLY | O_LARGEFILE | O_DIRECT |
-				  O_NOATIME | (__force int)FMODE_NONOTIFY);
+	file = dedupfs_open_lower(inode->i_sb, &path, O_RDONLY | O_LARGEFILE | O_DIRECT);
 	dput(path.dentry);
 	return file;
 }

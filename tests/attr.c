@@ -333,40 +333,22 @@ static mode_t after_chown(const char *path, const char *below)
 	return mode_of(below);
 }
 
-static mode_t after_truncate(const char *path, const char *below)
+/* The file is opened before the bits are set, or behind. */
+static mode_t after_truncate(const char *path, const char *below, bool open_first)
 {
-	int fd, status;
+	int fd = -1, status;
 	pid_t pid;
 
 	make_file(below, 100, 1);
 	chmod(below, 0666);
 	pid = fork();
 	if (!pid) {
-		if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
-			die("setuid");
+		nobody();
+		if (open_first)
+			fd = open(path, O_RDWR);
 		raise(SIGSTOP);
-		_exit(!!ftruncate(fd = open(path, O_RDWR), 0));
-	}
-	waitpid(pid, &status, WUNTRACED);
-	chmod(below, 06777);
-	kill(pid, SIGCONT);
-	waitpid(pid, &status, 0);
-	return status ? 0 : mode_of(below);
-}
-
-static mode_t after_ftruncate(const char *path, const char *below)
-{
-	int fd, status;
-	pid_t pid;
-
-	make_file(below, 100, 1);
-	chmod(below, 0666);
-	pid = fork();
-	if (!pid) {
-		if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
-			die("setuid");
-		fd = open(path, O_RDWR);
-		raise(SIGSTOP);
+		if (!open_first)
+			fd = open(path, O_RDWR);
 		_exit(!!ftruncate(fd, 0));
 	}
 	waitpid(pid, &status, WUNTRACED);
@@ -381,8 +363,10 @@ TEST(set_id_bits_that_were_set_below)
 {
 	chmod(lower_dir, 0755);
 	EXPECT_EQ(after_chown(low("a"), low("a")), after_chown(up("b"), low("b")));
-	EXPECT_EQ(after_truncate(low("c"), low("c")), after_truncate(up("d"), low("d")));
-	EXPECT_EQ(after_ftruncate(low("e"), low("e")), after_ftruncate(up("f"), low("f")));
+	EXPECT_EQ(after_truncate(low("c"), low("c"), false),
+		  after_truncate(up("d"), low("d"), false));
+	EXPECT_EQ(after_truncate(low("e"), low("e"), true),
+		  after_truncate(up("f"), low("f"), true));
 	EXPECT_EQ(0, mode_of(low("b")) & 07000);
 	EXPECT_EQ(0, mode_of(low("d")) & 07000);
 	EXPECT_EQ(0, mode_of(low("f")) & 07000);

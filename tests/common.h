@@ -49,6 +49,7 @@
 #include <linux/btrfs.h>
 #include <linux/falloc.h>
 #include <linux/fiemap.h>
+#include <grp.h>
 #include <linux/fs.h>
 
 #include "kselftest_harness.h"
@@ -276,6 +277,13 @@ __maybe_unused static unsigned long number(const char *key, unsigned long otherw
 	const char *v = getenv(key);
 
 	return v && *v ? strtoul(v, NULL, 0) : otherwise;
+}
+
+/* Go on as a user without any rights. */
+__maybe_unused static void nobody(void)
+{
+	if (setgroups(0, NULL) || setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+		die("setuid");
 }
 
 __maybe_unused __attribute__((format(printf, 1, 2)))

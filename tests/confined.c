@@ -93,4 +93,27 @@ TEST(by_path)
 	SAME(confined);
 }
 
+/* Not so: a file without a name (README, limits).  Denied, or right; nothing else. */
+TEST(tmpfile_is_denied)
+{
+	int rules = new_rules(), status, below;
+	pid_t pid;
+
+	if (rules < 0)
+		SKIP(return, "this kernel has no Landlock");
+	ASSERT_EQ(0, may(rules, lower_dir, ALL));
+	ASSERT_EQ(0, may(rules, upper_dir, ALL));
+	pid = fork();
+	if (!pid) {
+		confine(rules);
+		below = open(lower_dir, O_TMPFILE | O_RDWR, 0644);
+		if (open(upper_dir, O_TMPFILE | O_RDWR, 0644) < 0 && errno != EACCES)
+			_exit(2);
+		_exit(below < 0);
+	}
+	waitpid(pid, &status, 0);
+	EXPECT_EQ(0, status);
+	close(rules);
+}
+
 TEST_HARNESS_MAIN

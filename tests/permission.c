@@ -5,15 +5,8 @@
  * be the data in the pool or not.
  */
 #include "common.h"
-#include <grp.h>
 #include <linux/capability.h>
 #include <sys/prctl.h>
-
-static void nobody(void)
-{
-	if (setgroups(0, NULL) || setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
-		die("setuid");
-}
 
 static void secret(void)
 {
