@@ -387,6 +387,15 @@ static inline u64 dedupfs_counter(const struct inode *lower)
 	return inode_peek_iversion_raw(lower) >> I_VERSION_QUERIED_SHIFT;
 }
 
+/*
+ * Without extents there is nothing to share, and without change counters
+ * nothing could be proven.  XFS and btrfs have them on the kernels tested.
+ */
+static inline bool dedupfs_can_prove(const struct dedupfs_pool *pool)
+{
+	return pool->observer && (READ_ONCE(pool->lower_sb->s_flags) & SB_I_VERSION);
+}
+
 /* One load and one compare: may the map's extents be used now? */
 static inline bool dedupfs_map_valid(const struct dedupfs_map *map)
 {

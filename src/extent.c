@@ -1935,7 +1935,7 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
 	struct window *w;
 	int err = -ENOMEM, try;
 
-	if (!pool->observer)
+	if (!dedupfs_can_prove(pool))
 		return DEDUPFS_UNRESOLVED;
 	if (!dedupfs_map_get(di))
 		return -ENOMEM;
@@ -2046,7 +2046,7 @@ void dedupfs_decide(struct inode *inode)
 	    (di->map && di->map->nr_extents) || dedupfs_lower_dirty(lower))
 		return;
 	counter = inode_query_iversion(lower);
-	if (!pool->observer)
+	if (!dedupfs_can_prove(pool))
 		reason = DEDUPFS_UNRESOLVED;
 	else if (size && in_place(lower))
 		reason = DEDUPFS_NOCOW;

@@ -329,7 +329,10 @@ static int join_pool(struct fs_context *fc, struct dedupfs_sb *sbi)
 	sbi->pool = pool;
 	if (config->pool_limit_text)
 		dedupfs_pool_set_limit(pool, config->pool_limit);
-	if (!pool->observer)
+	if (!(pool->lower_sb->s_flags & SB_I_VERSION))
+		pr_warn("%s: the filesystem keeps no change counters (i_version) on this kernel, so nothing is shared in memory\n",
+			config->lowerdir);
+	else if (!pool->observer)
 		pr_warn("%s: this kernel does not let dedupfs see which blocks files share, so nothing is shared in memory; it needs CONFIG_FUNCTION_TRACER and kernel.ftrace_enabled=1\n",
 			config->lowerdir);
 	return 0;
