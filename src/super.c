@@ -24,6 +24,7 @@
 #include <linux/pagemap.h>
 #include <linux/slab.h>
 #include <linux/statfs.h>
+#include <linux/uuid.h>
 #include <linux/writeback.h>
 
 #include "dedupfs.h"
@@ -301,6 +302,24 @@ static void copy_super(struct super_block *sb, const struct vfsmount *mnt)
 	sb->s_d_op = &dedupfs_dops;
 }
 
+/*
+ * As lasting as the lower one, and another for each LOWERDIR: overlayfs tells
+ * its layers apart by it, and finds what was copied up by a file handle.
+ */
+static void make_uuid(struct super_block *sb, const uuid_t *lower)
+{
+	__le64 root = cpu_to_le64(d_inode(sb->s_root)->i_ino);
+	uuid_t uuid = *lower;
+	unsigned int i;
+
+	if (uuid_is_null(lower))
+		return;
+	for (i = 0; i < sizeof(root); i++)
+		uuid.b[i] ^= ((u8 *)&root)[i];
+	uuid.b[UUID_SIZE - 1] ^= 0xdf;
+	super_set_uuid(sb, uuid.b, sizeof(uuid));
+}
+
 static int make_root(struct super_block *sb, const struct path *lower)
 {
 	struct inode *inode = dedupfs_iget(sb, d_inode(lower->dentry));
@@ -313,6 +332,7 @@ static int make_root(struct super_block *sb, const struct path *lower)
 		return -ENOMEM;
 	dedupfs_set_lower(root, dget(lower->dentry));
 	sb->s_root = root;
+	make_uuid(sb, &lower->mnt->mnt_sb->s_uuid);
 	return 0;
 }
 

@@ -402,6 +402,40 @@ TEST_F(mounts, overlayfs_on_top)
 	ASSERT_EQ(0, umount(ovl));
 }
 
+/* Two mounts as two layers: overlayfs tells them apart, and their files' numbers last. */
+TEST_F(mounts, two_below_one_overlayfs)
+{
+	char *ovl = new_dir(), *two = new_dir(), *opt;
+	struct stat before, after;
+
+	mkdir(low("lay"), 0755);
+	mkdir(low("lay2"), 0755);
+	mkdir(low("rw3"), 0755);
+	mkdir(low("work3"), 0755);
+	make_file(low("lay/f"), MiB, 1);
+	make_clone(low("lay/f"), low("lay2/g"));
+	ASSERT_EQ(0, mount(low("lay"), self->at, "dedupfs", 0, NULL));
+	ASSERT_EQ(0, mount(low("lay2"), two, "dedupfs", 0, NULL));
+	if (asprintf(&opt, "lowerdir=%s:%s,upperdir=%s,workdir=%s,index=on", self->at, two,
+		     low("rw3"), low("work3")) < 0)
+		die("asprintf");
+	shell("modprobe -q overlay");
+	kernel_said();
+	ASSERT_EQ(0, mount("overlay", ovl, "overlay", 0, opt));
+	EXPECT_EQ(NULL, strstr(kernel_said(), "uuid detected"));
+	ASSERT_EQ(0, stat(path_of("%s/g", ovl), &before));
+	EXPECT_EQ(0, shell("printf x >>%s/g", ovl));
+	ASSERT_EQ(0, umount(ovl));
+	ASSERT_EQ(0, mount("overlay", ovl, "overlay", 0, opt));
+	ASSERT_EQ(0, stat(path_of("%s/g", ovl), &after));
+	EXPECT_EQ(before.st_ino, after.st_ino);
+	EXPECT_EQ(before.st_size + 1, after.st_size);
+	ASSERT_EQ(0, umount(ovl));
+	ASSERT_EQ(0, umount(two));
+	ASSERT_EQ(0, umount(self->at));
+	free(opt);
+}
+
 TEST_F(mounts, bind_and_move)
 {
 	char *two = new_dir(), *three = new_dir();
