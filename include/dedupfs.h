@@ -33,8 +33,10 @@
  *   mmap_lock or the VMA lock
  *     lower invalidate_lock (shared, trylock: fault-around from the lower page
  *                          cache; else it is the lower filesystem's)
- *     map->zap_sem        read: a fault while it maps pool pages (trylock);
- *                         write: taken and dropped by a detach before it zaps
+ *     map->mapping        not a lock, but waited for as one: a fault counts
+ *                         itself in while it maps pool pages, and never waits
+ *                         for that; a detach waits for such faults before it
+ *                         zaps, under map->zap_mutex
  *       pool page lock    (trylock)
  *   map->fill_sem         read: a fill while it is in the lower filesystem;
  *                         write: sampling a baseline
@@ -44,8 +46,8 @@
  *                          trylock for a copy from the lower page cache)
  *   pools_lock            (pool.c; mount and umount)
  *   pools_srcu            (pool.c, read: a change, where there are several pools,
- *                         with all from here on but page locks, and zap_sem of
- *                         the other pools' maps for writing; umount waits for it)
+ *                         with all from here on but page locks, and zap_mutex
+ *                         of the other pools' maps; umount waits for it)
  *   pool page lock        (a reader who was killed leaves those that he filled
  *                         to the work that the end of the read queues; umount
  *                         waits for dedupfs_sb.works)
@@ -62,7 +64,7 @@
  *   a fill looks by trylock for a writer of the lower file before it claims.
  *
  * pool->sem is never held while a lower i_rwsem, a page lock, fill_sem or
- * zap_sem is waited for, and memory is allocated under it with GFP_NOFS
+ * zap_mutex is waited for, and memory is allocated under it with GFP_NOFS
  * only, so that a fault, a shrinker inside a lower transaction and a lower
  * writer that faults on an upper mapping can all take it or give up on it.
  */
@@ -247,7 +249,9 @@ struct dedupfs_extent {
  * @wrote_first: with @wrote_last, file pages that we changed since then; FIEMAP
  *		can be wrong about them (lock)
  * @unstable_until: jiffies; no use in trying to resolve before
- * @zap_sem:	a fault maps pool pages under it (read, trylock)
+ * @mapping:	faults that are mapping pool pages, by the @turn that they saw
+ * @turn:	which of the two counts is that of new ones (write: @zap_mutex)
+ * @zap_mutex:	held by who waits for them
  * @fill_sem:	see the lock order
  * @mark:	set at our first modification: tells foreign changes from ours
  * @tracked:	@mark has been in place since @baseline was sampled
@@ -278,7 +282,9 @@ struct dedupfs_map {
 	bool settled;
 	pgoff_t wrote_first;
 	pgoff_t wrote_last;
-	struct rw_semaphore zap_sem;
+	atomic_t mapping[2];
+	unsigned int turn;
+	struct mutex zap_mutex;
 	struct rw_semaphore fill_sem;
 	struct dedupfs_mark *mark;
 	bool tracked;

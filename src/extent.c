@@ -87,7 +87,7 @@ static struct dedupfs_map *map_new(struct dedupfs_pool *pool, struct inode *lowe
 	mutex_init(&map->attach_mutex);
 	map->unstable_until = jiffies;
 	map->wrote_first = ULONG_MAX;
-	init_rwsem(&map->zap_sem);
+	mutex_init(&map->zap_mutex);
 	init_rwsem(&map->fill_sem);
 	return map;
 }
@@ -177,14 +177,62 @@ static void zap_later(struct zap_list *list, struct dedupfs_map *map, pgoff_t fi
 }
 
 /*
- * Unmap what was mapped of a range whose extents are gone.  A fault looks
- * extents up and maps under zap_sem: one that saw the old extents is through
- * when we have had it, and later ones see the new.
+ * Faults that map pool pages.  Somebody is detaching all the time while many
+ * map clones, and a fault that gave way to him would read the data into the
+ * lower page cache, a second time: so a detach keeps no fault out, but waits
+ * for those that may have seen what it took away.  They are counted in turn,
+ * as by SRCU: later ones, which see the new extents, do not prolong the wait.
  */
+
+/**
+ * dedupfs_mapping_begin - a fault is about to look extents up and map pool pages
+ * @map:	map
+ *
+ * Context: any that may map; never waits.
+ * Return: for dedupfs_mapping_end().
+ */
+unsigned int dedupfs_mapping_begin(struct dedupfs_map *map)
+{
+	unsigned int turn = READ_ONCE(map->turn);
+
+	/* For lockdep: whoever has the mutex waits for us. */
+	rwsem_acquire_read(&map->zap_mutex.dep_map, 0, 1, _RET_IP_);
+	atomic_inc(&map->mapping[turn]);
+	/* Pairs with that in wait_for_faults(): counted there, or extents are gone here. */
+	smp_mb__after_atomic();
+	return turn;
+}
+
+/** dedupfs_mapping_end - what it found is mapped */
+void dedupfs_mapping_end(struct dedupfs_map *map, unsigned int turn)
+{
+	rwsem_release(&map->zap_mutex.dep_map, _RET_IP_);
+	if (atomic_dec_and_test(&map->mapping[turn]))
+		wake_up_var(&map->mapping[turn]);
+}
+
+/* All faults that may have seen extents which are gone are through after this. */
+static void wait_for_faults(struct dedupfs_map *map)
+{
+	unsigned int turn;
+
+	/* The caller's stores to the extents are before any look at the counts. */
+	smp_mb();
+	mutex_lock(&map->zap_mutex);
+	turn = map->turn;
+	/* One may have read the turn before the last one ended, and come late. */
+	wait_var_event(&map->mapping[!turn], !atomic_read(&map->mapping[!turn]));
+	WRITE_ONCE(map->turn, !turn);
+	/* Whom we do not see counted sees the new turn next, and the extents gone. */
+	smp_mb();
+	wait_var_event(&map->mapping[turn], !atomic_read(&map->mapping[turn]));
+	mutex_unlock(&map->zap_mutex);
+}
+
+/* Unmap what was mapped of a range whose extents are gone. */
 static void zap(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 {
-	down_write(&map->zap_sem);
-	up_write(&map->zap_sem);
+	wait_for_faults(map);
 	if (mapping_mapped(map->lower->i_mapping))
 		unmap_mapping_pages(map->lower->i_mapping, first,
 				    last - first == ULONG_MAX ? 0 : last - first + 1, false);
@@ -499,7 +547,7 @@ void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index)
  *		nothing mapped any more once it has happened
  * @lower:	lower inode
  *
- * Context: may sleep; may be a fault (without zap_sem).
+ * Context: may sleep; may be a fault (that is not mapping).
  */
 void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower)
 {
@@ -568,7 +616,7 @@ static void kill(struct dedupfs_map *map, struct zap_list *list)
  * mapped is unmapped when this returns, and not when the file is stable.
  * After changes of ours it is left alone: it may be carried over.
  *
- * Context: may sleep; may be a fault (without zap_sem).
+ * Context: may sleep; may be a fault (that is not mapping).
  */
 void dedupfs_drop_stale(struct dedupfs_map *map)
 {

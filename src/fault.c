@@ -10,9 +10,9 @@
  * Rule 8: a fault never waits for a lower i_rwsem; it has a worker fill,
  * drops its lock and waits killably for a bounded time, and takes the lower
  * page cache where it may not wait or waited in vain.
- * Rule 10: a pool page is mapped under map->zap_sem, so that a detach waits
- * for us before it zaps, with the extent looked up again once the page is
- * held; evict frees only pages whose references it can freeze.
+ * Rule 10: who maps a pool page is counted, so that a detach waits for us
+ * before it zaps, with the extent looked up again once the page is held;
+ * evict frees only pages whose references it can freeze.
  * A store goes to the lower page cache always: a pool page is never written.
  */
 #define pr_fmt(fmt) "dedupfs: " fmt
@@ -88,7 +88,7 @@ static unsigned int neighbourhood(struct dedupfs_inode *di, pgoff_t index)
 	return nr;
 }
 
-/* Map the page of a read fault and its neighbourhood.  zap_sem is held. */
+/* Map the page of a read fault and its neighbourhood, between begin and end. */
 static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *map,
 				    const struct dedupfs_range *r, loff_t size)
 {
@@ -147,6 +147,7 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 	struct dedupfs_map *map = dedupfs_map_of(di);
 	enum fault_source source;
 	struct dedupfs_range r;
+	unsigned int turn;
 	loff_t size;
 	bool tail;
 
@@ -154,8 +155,7 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 		return FAULT_LOWER;
 	if (!map)
 		return FAULT_MISS;
-	if (!down_read_trylock(&map->zap_sem))
-		return FAULT_LOWER;
+	turn = dedupfs_mapping_begin(map);
 	size = i_size_read(di->lower);
 	source = FAULT_MISS;
 	if (!dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
@@ -174,7 +174,7 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 		source = map_around(vmf, map, &r, size);
 	}
 out:
-	up_read(&map->zap_sem);
+	dedupfs_mapping_end(map, turn);
 	return source;
 }
 

@@ -815,7 +815,7 @@ out:
  *
  * Its changes raise no event that the marks of other domains' maps see.
  *
- * Context: may sleep; may be a fault (takes no lower i_rwsem, no zap_sem held).
+ * Context: may sleep; may be a fault (takes no lower i_rwsem) that is not mapping.
  */
 void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower)
 {
@@ -824,7 +824,7 @@ void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower)
 
 	if (likely(READ_ONCE(nr_pools) == 1))
 		return;
-	/* No mutex: whoever holds zap_sem may wait in reclaim for another writer. */
+	/* No mutex: a fault that is waited for may wait in reclaim for another writer. */
 	idx = srcu_read_lock(&pools_srcu);
 	list_for_each_entry_srcu(other, &pools, list, srcu_read_lock_held(&pools_srcu))
 		if (other != pool && other->lower_sb == pool->lower_sb)

@@ -47,6 +47,8 @@ int dedupfs_maps_init(struct dedupfs_pool *pool);
 void dedupfs_maps_destroy(struct dedupfs_pool *pool);
 void dedupfs_maps_reap(struct dedupfs_pool *pool);
 bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_range *r);
+unsigned int dedupfs_mapping_begin(struct dedupfs_map *map);
+void dedupfs_mapping_end(struct dedupfs_map *map, unsigned int turn);
 void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index);
