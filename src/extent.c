@@ -1131,6 +1131,7 @@ struct window {
 	struct dedupfs_pool *pool;
 	pgoff_t index;		/* what is resolved: a file page, and pages */
 	pgoff_t nr;
+	pgoff_t filled;		/* pages at its beginning that the fill went through */
 	u64 baseline;
 	int change_seq;
 	bool in_place;
@@ -1167,6 +1168,7 @@ static struct window *window_new(struct inode *inode)
 	w->in_place = false;
 	w->last_try = false;
 	w->joined = false;
+	w->filled = 0;
 	w->nr_witnesses = 0;
 	w->zaps.nr = 0;
 	return w;
@@ -1436,11 +1438,33 @@ static int detach_unproven(struct window *w, u64 block, u64 last)
 	return 0;
 }
 
-/* Runs of published pages in a range that no proven witness covers. */
-static int drop_unproven(struct window *w, const struct dedupfs_range *r)
+/* The window ends before @end, and so does @part, which is of its ranges. */
+static void clip_window(struct window *w, struct dedupfs_range *part, pgoff_t end)
+{
+	struct dedupfs_range *r;
+
+	w->nr = end - w->index;
+	part->nr = end - part->index;
+	while (w->nr_ranges) {
+		r = &w->ranges[w->nr_ranges - 1];
+		if (r->index < end) {
+			r->nr = min(r->nr, end - r->index);
+			break;
+		}
+		w->nr_ranges--;
+	}
+}
+
+/*
+ * Runs of published pages in a range that no proven witness covers.  Beyond
+ * what was asked for there are always some while others read the same blocks:
+ * the window ends there, and what comes then is resolved when it is wanted.
+ */
+static int drop_unproven(struct window *w, struct dedupfs_range *r)
 {
 	u64 block = r->block, end = r->block + r->nr;
 	unsigned int i;
+	pgoff_t page;
 	int err;
 
 	if (w->pool->counter_tells_mapping)
@@ -1473,6 +1497,11 @@ static int drop_unproven(struct window *w, const struct dedupfs_range *r)
 			next = block + 1;
 		}
 		if (dedupfs_pool_any(w->pool, block, next - block)) {
+			page = r->index + (block - r->block);
+			if (page > w->index && page >= w->index + w->filled) {
+				clip_window(w, r, page);
+				return 0;
+			}
 			/* Filled since the witnesses were chosen: choose again. */
 			if (!w->last_try)
 				return -EAGAIN;
@@ -1615,7 +1644,7 @@ static int attach(struct window *w, struct dedupfs_fill *fill)
 			err = drop_unproven(w, &part);
 			if (err)
 				goto out;
-			if (!there)
+			if (!there || !part.nr)
 				continue;
 			if (dedupfs_pool_any(w->pool, part.block, part.nr))
 				joins++;
@@ -1865,6 +1894,20 @@ static int resolve_again(struct window *w)
 	return got == w->nr && same_ranges(w) ? 0 : -ESTALE;
 }
 
+/* Is somebody else filling the window's first page, who will detach us? */
+static bool first_is_being_filled(const struct window *w)
+{
+	struct page *page;
+	bool filling;
+
+	if (w->pool->counter_tells_mapping || w->ranges[0].reason != DEDUPFS_POOLED)
+		return false;
+	page = dedupfs_pool_find(w->pool, w->ranges[0].block, &filling);
+	if (page)
+		put_page(page);
+	return page && filling;
+}
+
 /* Rule 4, and rule 6's bracket: one try.  fill_sem is held (read). */
 static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 {
@@ -1887,6 +1930,12 @@ static int resolve_and_fill(struct window *w, pgoff_t index, pgoff_t nr)
 	if (!w->pool->counter_tells_mapping)
 		find_witnesses(w);
 	fill = dedupfs_fill_start(w->inode, w->ranges, w->nr_ranges, index, nr);
+	w->filled = fill ? dedupfs_fill_pages(fill) : 0;
+	/* Attached now, we would be detached when it is published: join then. */
+	if (fill && !w->filled && first_is_being_filled(w)) {
+		dedupfs_fill_end(fill);
+		return -EBUSY;
+	}
 	err = fill ? dedupfs_fill_read(fill, w->inode) : -ENOMEM;
 	if (err == -EINTR)
 		return err;
@@ -1980,6 +2029,7 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct dedupfs_pool *pool = dedupfs_pool(inode);
+	unsigned int waits = 0;
 	struct window *w;
 	int err = -ENOMEM, try;
 
@@ -1993,9 +2043,18 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
 	for (try = 0; try < POPULATE_TRIES; try++) {
 		w->last_try = try == POPULATE_TRIES - 1;
 		err = populate_once(w, index, nr);
+		if (err == -EBUSY && waits++ < POPULATE_TRIES) {
+			err = dedupfs_wait_for_fill(pool, w->ranges[0].block);
+			try--;
+			if (!err)
+				continue;
+		}
 		if (err != -EAGAIN && err != -ESTALE)
 			break;
 	}
+	/* The caller looks again, anyway. */
+	if (err == -EBUSY)
+		err = 0;
 	if (err == -EAGAIN || err == -ESTALE)
 		err = DEDUPFS_FOREIGN;
 	window_free(w);

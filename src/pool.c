@@ -410,6 +410,12 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 	return fill;
 }
 
+/** dedupfs_fill_pages - pages of the window that were gone through */
+pgoff_t dedupfs_fill_pages(const struct dedupfs_fill *fill)
+{
+	return fill->nr;
+}
+
 static void unclaim(struct dedupfs_fill *fill, unsigned int i)
 {
 	struct page *page = fill->pages[i];

@@ -92,6 +92,7 @@ void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower);
 /* pool.c: fill */
 struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupfs_range *r,
 					unsigned int nr_ranges, pgoff_t index, pgoff_t nr);
+pgoff_t dedupfs_fill_pages(const struct dedupfs_fill *fill);
 int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode);
 void dedupfs_fill_publish(struct dedupfs_fill *fill);
 void dedupfs_fill_end(struct dedupfs_fill *fill);
@@ -117,6 +118,7 @@ struct dedupfs_wait {
 	struct completion done;
 };
 
+int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block);
 bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 			    struct dedupfs_wait *wait);
 struct dedupfs_wait *dedupfs_wait_new(void);

@@ -43,8 +43,15 @@ static void wait_put(struct dedupfs_wait *wait)
 		kfree(wait);
 }
 
-/* Wait for whoever fills a block.  Return: 0, or -EINTR. */
-static int wait_for_fill(struct dedupfs_pool *pool, u64 block)
+/**
+ * dedupfs_wait_for_fill - wait for whoever fills a block
+ * @pool:	pool
+ * @block:	physical block, in pages
+ *
+ * Context: may sleep; no page lock held.
+ * Return: 0, or -EINTR if killed.
+ */
+int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block)
 {
 	struct page *page;
 	bool filling;
@@ -71,7 +78,7 @@ static void wait_for_others(struct inode *inode, pgoff_t index, pgoff_t nr)
 
 	for (i = index; map && i < index + min_t(pgoff_t, nr, DEDUPFS_BATCH); i++)
 		if (dedupfs_map_lookup(map, i, &r) && r.reason == DEDUPFS_POOLED)
-			wait_for_fill(map->pool, r.block);
+			dedupfs_wait_for_fill(map->pool, r.block);
 }
 
 static void fill_work_fn(struct work_struct *work)
@@ -446,7 +453,7 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 			return read_lower(iocb, iter, bytes_to(pos, index, r.nr), pool, r.reason);
 		ret = read_pool(iocb, iter, map, &r, size);
 		if (!ret && !(iocb->ki_flags & IOCB_NOWAIT)) {
-			err = wait_for_fill(pool, r.block);
+			err = dedupfs_wait_for_fill(pool, r.block);
 			if (err)
 				return err;
 			/* Who filled it may have been before us in a populate. */
