@@ -255,20 +255,26 @@ static bool unstable_now(struct dedupfs_inode *di)
 	return dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->tracked));
 }
 
-/*
- * A store into a shared range wants one page of the lower page cache, and not
- * what readahead would bring around it.
- */
-static void read_page_for_store(struct vm_fault *vmf, struct dedupfs_inode *di)
+/* Is the page served from the pool, or about to be stored to? */
+static bool shared_here(struct vm_fault *vmf, struct dedupfs_inode *di)
 {
-	struct address_space *mapping = vmf->vma->vm_file->f_mapping;
 	struct dedupfs_map *map = READ_ONCE(di->map);
 	struct dedupfs_range r;
+
+	return map && dedupfs_map_lookup(map, vmf->pgoff, &r) &&
+	       (r.reason == DEDUPFS_POOLED || r.reason == DEDUPFS_CHANGING);
+}
+
+/*
+ * Who stores into a shared range, or gave up waiting for the pool, wants one
+ * page of the lower page cache, and not what readahead would bring around it.
+ */
+static void read_one_page(struct vm_fault *vmf, struct dedupfs_inode *di)
+{
+	struct address_space *mapping = vmf->vma->vm_file->f_mapping;
 	struct folio *folio;
 
-	if ((vmf->flags & FAULT_FLAG_RETRY_NOWAIT) || !map ||
-	    !dedupfs_map_lookup(map, vmf->pgoff, &r) ||
-	    (r.reason != DEDUPFS_POOLED && r.reason != DEDUPFS_CHANGING) ||
+	if ((vmf->flags & FAULT_FLAG_RETRY_NOWAIT) ||
 	    !dedupfs_valid_bytes(i_size_read(di->lower), vmf->pgoff) ||
 	    !filemap_invalidate_trylock_shared(mapping))
 		return;
@@ -287,7 +293,8 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	/* What is mapped elsewhere, too, and wherever this page comes from. */
 	dedupfs_look_for_changes(di);
 	if ((vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED)) {
-		read_page_for_store(vmf, di);
+		if (shared_here(vmf, di))
+			read_one_page(vmf, di);
 		return filemap_fault(vmf);
 	}
 
@@ -299,7 +306,8 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	case FAULT_OOM:
 		return VM_FAULT_OOM;
 	case FAULT_LOWER:
-		read_page_for_store(vmf, di);
+		if (shared_here(vmf, di))
+			read_one_page(vmf, di);
 		break;
 	case FAULT_MISS:
 		dedupfs_drop_if_stale(dedupfs_map_of(di));
@@ -310,6 +318,7 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 			if (ret)
 				return ret;
 		}
+		read_one_page(vmf, di);
 		break;
 	}
 	return filemap_fault(vmf);
