@@ -425,6 +425,15 @@ static inline void shrinker_free(struct dedupfs_shrinker *s)
 #define shrinker	dedupfs_shrinker
 #endif
 
+/* Could a huge page of the file be mapped there? */
+static inline bool dedupfs_huge_page_fits(const struct vm_area_struct *vma, unsigned long addr)
+{
+	unsigned long start = addr & PMD_MASK;
+
+	return IS_ALIGNED((vma->vm_start >> PAGE_SHIFT) - vma->vm_pgoff, PMD_SIZE >> PAGE_SHIFT) &&
+	       start >= vma->vm_start && start + PMD_SIZE <= vma->vm_end;
+}
+
 /*
  * Before 6.5 vm_insert_pages() takes what it finds in a PMD for a page table.
  * Where none is there yet, another thread may put a huge page of the lower
@@ -432,14 +441,7 @@ static inline void shrinker_free(struct dedupfs_shrinker *s)
  */
 static inline bool dedupfs_pmd_can_turn_huge(struct vm_area_struct *vma, unsigned long addr)
 {
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
-	unsigned long haddr = addr & HPAGE_PMD_MASK;
-
-	return IS_ALIGNED((vma->vm_start >> PAGE_SHIFT) - vma->vm_pgoff, HPAGE_PMD_NR) &&
-	       haddr >= vma->vm_start && haddr + HPAGE_PMD_SIZE <= vma->vm_end;
-#else
-	return false;
-#endif
+	return LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0) && dedupfs_huge_page_fits(vma, addr);
 }
 
 /* Before 6.8 overlayfs opens its upper files without events for marks. */

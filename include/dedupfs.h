@@ -23,8 +23,9 @@
  *
  * LOCK ORDER (outer first)
  *
- *   freeze protection: the mount's, then the lower filesystem's; a fault takes
- *                         the lower one only
+ *   freeze protection: the mount's, then the lower filesystem's, which is also
+ *                         taken inside the upper i_rwsem; a fault takes the
+ *                         lower one only
  *   pipe lock             (a splice has both freeze protections by then)
  *   upper inode i_rwsem
  *     lower inode i_rwsem, lower filesystem locks     (never from a fault; a

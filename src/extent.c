@@ -26,6 +26,7 @@
 #include <linux/interval_tree_generic.h>
 #include <linux/magic.h>
 #include <linux/pagemap.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include "pool.h"
 
@@ -309,6 +310,7 @@ bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_r
 				r->nr = ext->nr - skip;
 				r->block = ext->block + skip;
 				r->reason = ext->reason;
+				r->seq = seq;
 				found = true;
 				break;
 			}
@@ -923,14 +925,19 @@ bool dedupfs_foreign_mapping(struct dedupfs_map *map)
 	return foreign;
 }
 
-/* Is the lower file overwritten in place, whatever FIEMAP says of sharing? */
+/*
+ * Is the lower file overwritten in place, whatever FIEMAP says of sharing?  Or
+ * is what it shows not what its blocks hold (fs-verity: not before the page
+ * has been verified)?
+ */
 static bool in_place(struct inode *lower)
 {
 	struct fileattr fa = {};
 	struct dentry *dentry;
 	int err;
 
-	if (IS_DAX(lower) || IS_SWAPFILE(lower) || !lower->i_op->fileattr_get)
+	if (IS_DAX(lower) || IS_SWAPFILE(lower) || IS_VERITY(lower) ||
+	    !lower->i_op->fileattr_get)
 		return true;
 	dentry = d_find_any_alias(lower);
 	if (!dentry)
@@ -1835,7 +1842,8 @@ static int resolve_from_map(struct window *w, pgoff_t nr)
 	unsigned int n = 0;
 	pgoff_t pos, end = w->index + nr;
 
-	if (!w->pool->counter_tells_mapping || IS_SWAPFILE(w->di->lower))
+	if (!w->pool->counter_tells_mapping || IS_SWAPFILE(w->di->lower) ||
+	    IS_VERITY(w->di->lower))
 		return 0;
 	for (pos = w->index; pos < end; pos = r.index + r.nr) {
 		if (n == ARRAY_SIZE(w->ranges) || !dedupfs_map_lookup(w->map, pos, &r) ||
@@ -1982,6 +1990,7 @@ static int populate_once(struct window *w, pgoff_t index, pgoff_t nr)
 {
 	struct dedupfs_inode *di = w->di;
 	pgoff_t pages = DIV_ROUND_UP(i_size_read(di->lower), PAGE_SIZE);
+	unsigned int noio;
 	int err;
 
 	if (index >= pages)
@@ -2004,7 +2013,13 @@ static int populate_once(struct window *w, pgoff_t index, pgoff_t nr)
 	w->index = index;
 	w->nr = min_t(pgoff_t, DEDUPFS_RESOLVE_PAGES, pages - index);
 	w->nr = clean_pages(di->lower, index, w->nr);
+	/*
+	 * A loop device may lie on a file that shares blocks with this one: to
+	 * have memory written to it while pages are claimed could wait for us.
+	 */
+	noio = memalloc_noio_save();
 	err = w->nr ? resolve_and_fill(w, index, min(nr, w->nr)) : DEDUPFS_DIRTY;
+	memalloc_noio_restore(noio);
 	put_witnesses(w);
 	up_read(&w->map->fill_sem);
 	return err;
@@ -2048,6 +2063,8 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
 			try--;
 			if (!err)
 				continue;
+			if (err == -EAGAIN)
+				err = DEDUPFS_UNSTABLE;
 		}
 		if (err != -EAGAIN && err != -ESTALE)
 			break;

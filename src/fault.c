@@ -45,7 +45,7 @@ static unsigned int get_pages(struct dedupfs_map *map, const struct dedupfs_rang
 	while (n < got && dedupfs_page_valid(pages[n]) == dedupfs_valid_bytes(size, r->index + n))
 		n++;
 	*tail = got && !n;
-	if (n && !dedupfs_still_attached(map, r, n))
+	if (n && !dedupfs_still_attached(map, r, pages, n))
 		n = 0;
 	while (got > n)
 		put_page(pages[--got]);
@@ -101,10 +101,6 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 	bool tail = false;
 	int err;
 
-	/* A page table must be made with care: the lower page cache brings one. */
-	if (pmd_trans_huge(*vmf->pmd) ||
-	    (pmd_none(*vmf->pmd) && dedupfs_pmd_can_turn_huge(vma, addr)))
-		return FAULT_LOWER;
 	/* Not beyond this page table. */
 	want = min_t(unsigned long, neighbourhood(di, r->index) - slot,
 		     (pmd_addr_end(addr, vma->vm_end) - addr) >> PAGE_SHIFT);
@@ -140,6 +136,44 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 	return FAULT_MAPPED;
 }
 
+/*
+ * Where it makes huge pages of files that are read only, the kernel frees the
+ * page tables of all who map the range, and takes them to be empty: it has
+ * unmapped its own pages, and knows of none of ours.
+ */
+static bool table_can_be_freed(const struct vm_area_struct *vma, unsigned long addr)
+{
+	return IS_ENABLED(CONFIG_READ_ONLY_THP_FOR_FS) && !vma->anon_vma &&
+	       dedupfs_huge_page_fits(vma, addr);
+}
+
+/* It is moved with its page tables, perhaps to where they can be freed. */
+static int pooled_mremap(struct vm_area_struct *vma)
+{
+	unmap_mapping_pages(vma->vm_file->f_mapping, vma->vm_pgoff, vma_pages(vma), false);
+	return 0;
+}
+
+/*
+ * Make sure that there is a page table, before anybody waits for us: who has
+ * used up his memory may be held up over it.  With care: where there can be
+ * a huge page instead, the lower page cache brings the one or the other.
+ * Return: FAULT_MAPPED if there is.
+ */
+static enum fault_source make_table(struct vm_fault *vmf)
+{
+	unsigned long addr = vmf->address & PAGE_MASK, none = 0;
+	struct vm_area_struct *vma = vmf->vma;
+
+	if (pmd_trans_huge(*vmf->pmd) || table_can_be_freed(vma, addr))
+		return FAULT_LOWER;
+	if (likely(!pmd_none(*vmf->pmd)))
+		return FAULT_MAPPED;
+	if (dedupfs_pmd_can_turn_huge(vma, addr))
+		return FAULT_LOWER;
+	return vm_insert_pages(vma, addr, NULL, &none) ? FAULT_OOM : FAULT_MAPPED;
+}
+
 /* Map from the pool, or say why not.  On a write fault only vmf->page is set. */
 static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode)
 {
@@ -148,6 +182,7 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 	enum fault_source source;
 	struct dedupfs_range r;
 	unsigned int turn;
+	struct page *page;
 	loff_t size;
 	bool tail;
 
@@ -155,6 +190,11 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 		return FAULT_LOWER;
 	if (!map)
 		return FAULT_MISS;
+	if (!(vmf->flags & FAULT_FLAG_WRITE)) {
+		source = make_table(vmf);
+		if (source != FAULT_MAPPED)
+			return source;
+	}
 	turn = dedupfs_mapping_begin(map);
 	size = i_size_read(di->lower);
 	source = FAULT_MISS;
@@ -166,10 +206,12 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 	source = FAULT_MISS;
 	if (vmf->flags & FAULT_FLAG_WRITE) {
 		/* do_cow_fault() makes a private copy of it, and locks it itself for that. */
-		if (get_pages(map, &r, 1, size, &vmf->page, &tail))
+		if (get_pages(map, &r, 1, size, &page, &tail)) {
+			vmf->page = page;
 			source = FAULT_PAGE;
-		else if (tail)
+		} else if (tail) {
 			source = FAULT_LOWER;
+		}
 	} else {
 		source = map_around(vmf, map, &r, size);
 	}
@@ -419,9 +461,23 @@ static vm_fault_t page_mkwrite(struct vm_fault *vmf)
 	return ret;
 }
 
+/* Nothing of the pool is mapped here; but elsewhere may be what has been changed beneath. */
+static vm_fault_t plain_fault(struct vm_fault *vmf)
+{
+	dedupfs_look_for_changes(DEDUPFS_I(file_inode(vmf->vma->vm_file)));
+	return filemap_fault(vmf);
+}
+
+static vm_fault_t plain_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
+{
+	if (dedupfs_may_be_stale(dedupfs_map_of(DEDUPFS_I(file_inode(vmf->vma->vm_file)))))
+		return 0;
+	return map_cached_pages(vmf, start, end);
+}
+
 static const struct vm_operations_struct plain_vm_ops = {
-	.fault		= filemap_fault,
-	.map_pages	= map_cached_pages,
+	.fault		= plain_fault,
+	.map_pages	= plain_map_pages,
 	.page_mkwrite	= page_mkwrite,
 };
 
@@ -429,6 +485,7 @@ static const struct vm_operations_struct pooled_vm_ops = {
 	.fault		= pooled_fault,
 	.map_pages	= pooled_map_pages,
 	.page_mkwrite	= page_mkwrite,
+	.mremap		= IS_ENABLED(CONFIG_READ_ONLY_THP_FOR_FS) ? pooled_mremap : NULL,
 };
 
 /** dedupfs_is_our_vma - are its stores seen by our page_mkwrite? */

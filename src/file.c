@@ -119,6 +119,10 @@ static bool opened_by_swapon(void)
 {
 	int nr = syscall_get_nr(current, current_pt_regs());
 
+#ifdef CONFIG_X86_X32_ABI
+	if (nr & __X32_SYSCALL_BIT)
+		return (nr & ~__X32_SYSCALL_BIT) == __NR_swapon;
+#endif
 #ifdef CONFIG_COMPAT
 	if (in_compat_syscall())
 		return nr == COMPAT_NR_SWAPON;
@@ -147,6 +151,14 @@ static int file_open(struct inode *inode, struct file *file)
 			return PTR_ERR(lower);
 		/* Last: a foreign writer must never be taken for ours. */
 		atomic_inc(&di->map->writers);
+	} else if (unlikely(IS_VERITY(di->lower))) {
+		/* It is the lower open that looks whether the file is what was signed. */
+		lower = dedupfs_lower_file(file);
+		if (IS_ERR(lower))
+			return PTR_ERR(lower);
+		/* It may have been shared until it was made such a file. */
+		if (di->map)
+			dedupfs_detach(di->map, 0, ULONG_MAX);
 	}
 	file->f_mode |= FMODE_CAN_ODIRECT | FMODE_NOWAIT;
 	if (i_size_read(inode) != i_size_read(di->lower))

@@ -28,6 +28,7 @@
 #include <linux/slab.h>
 #include <linux/srcu.h>
 #include <linux/uio.h>
+#include <linux/wait_bit.h>
 #include "pool.h"
 
 static void *entry_make(struct page *page)
@@ -416,6 +417,51 @@ pgoff_t dedupfs_fill_pages(const struct dedupfs_fill *fill)
 	return fill->nr;
 }
 
+/* A claimed page was published, or given up. */
+static void fill_over(struct page *page)
+{
+	unlock_page(page);
+	/* Pairs with who looks at the lock before he sleeps. */
+	smp_mb__after_atomic();
+	wake_up_bit(&page->flags, PG_locked);
+}
+
+/* In ->private of a claimed page: the disk is at it, and no lock is waited for. */
+#define FILL_ON_ITS_WAY	1
+
+/*
+ * Longer than it takes to get at the disk.  Who fills for another file may
+ * wait for that file's lock, which is in the hands of its user.
+ */
+#define FILL_WAIT	(3 * HZ)
+
+/**
+ * dedupfs_wait_for_fill - wait for whoever fills a block
+ * @pool:	pool
+ * @block:	physical block, in pages
+ *
+ * For the disk as long as it takes, as for any read.
+ *
+ * Context: may sleep; no page lock held.
+ * Return: 0; -EINTR if killed; -EAGAIN if it is not the disk that takes so long.
+ */
+int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block)
+{
+	struct page *page;
+	bool filling;
+	int err = 0;
+
+	page = dedupfs_pool_find(pool, block, &filling);
+	if (!page)
+		return 0;
+	while (filling) {
+		err = wait_on_bit_timeout(&page->flags, PG_locked, TASK_KILLABLE, FILL_WAIT);
+		filling = err == -EAGAIN && READ_ONCE(page->private) == FILL_ON_ITS_WAY;
+	}
+	put_page(page);
+	return err;
+}
+
 static void unclaim(struct dedupfs_fill *fill, unsigned int i)
 {
 	struct page *page = fill->pages[i];
@@ -423,7 +469,7 @@ static void unclaim(struct dedupfs_fill *fill, unsigned int i)
 	xa_erase(&fill->pool->entries, page->index);
 	fill->pages[i] = NULL;
 	fill->missing--;
-	unlock_page(page);
+	fill_over(page);
 	put_page(page);
 }
 
@@ -554,6 +600,8 @@ static ssize_t fill_run(struct dedupfs_fill *fill, struct inode *inode, struct f
 	got = file->f_op->read_iter(&fill->iocb, &iter);
 	if (got != -EIOCBQUEUED)
 		return got;
+	for (k = 0; k < nr; k++)
+		WRITE_ONCE(fill->pages[i + k]->private, FILL_ON_ITS_WAY);
 	if (wait_for_completion_killable(&fill->done) && fill_abandon(fill, inode)) {
 		*abandoned = true;
 		return -EINTR;
@@ -685,7 +733,7 @@ void dedupfs_fill_publish(struct dedupfs_fill *fill)
 			continue;
 		/* The fill's reference becomes the pool's. */
 		folio_mark_uptodate(page_folio(page));
-		unlock_page(page);
+		fill_over(page);
 		fill->pages[n++] = page;
 	}
 	atomic_long_add(n, &pool->nr_pages);

@@ -24,6 +24,7 @@ struct dedupfs_range {
 	pgoff_t nr;		/* pages */
 	u64 block;		/* physical, in pages; 0 where @reason >= 0 */
 	int reason;		/* DEDUPFS_POOLED, or why not */
+	unsigned int seq;	/* map->seq of the lookup that it comes from */
 };
 
 /* One extent as FIEMAP tells it, in bytes. */
@@ -94,6 +95,7 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 					unsigned int nr_ranges, pgoff_t index, pgoff_t nr);
 pgoff_t dedupfs_fill_pages(const struct dedupfs_fill *fill);
 int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode);
+int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block);
 void dedupfs_fill_publish(struct dedupfs_fill *fill);
 void dedupfs_fill_end(struct dedupfs_fill *fill);
 bool dedupfs_fill_next_range(struct dedupfs_fill *fill, u64 *block, u64 *nr, unsigned int *pos);
@@ -118,7 +120,6 @@ struct dedupfs_wait {
 	struct completion done;
 };
 
-int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block);
 bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 			    struct dedupfs_wait *wait);
 struct dedupfs_wait *dedupfs_wait_new(void);
@@ -131,14 +132,27 @@ void dedupfs_queue_fill(struct work_struct *work);
 /* write.c: direct I/O */
 ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter);
 
-/* Does the map still say so of @nr pages?  Asked again once the pages are held. */
+/*
+ * Were the @nr pages found while the map was attached to their blocks?  Asked
+ * once they are held.  Where the map has not changed since the lookup, it was
+ * so all the time; else the file may have lost the blocks and got them again
+ * meanwhile, and the pages be another's: they must be in the pool even now.
+ */
 static inline bool dedupfs_still_attached(struct dedupfs_map *map, const struct dedupfs_range *r,
-					  pgoff_t nr)
+					  struct page **pages, unsigned int nr)
 {
 	struct dedupfs_range now;
+	unsigned int i;
 
-	return dedupfs_map_valid(map) && dedupfs_map_lookup(map, r->index, &now) &&
-	       now.reason == DEDUPFS_POOLED && now.block == r->block && now.nr >= nr;
+	if (likely(!read_seqcount_retry(&map->seq, r->seq)))
+		return dedupfs_map_valid(map);
+	if (!dedupfs_map_valid(map) || !dedupfs_map_lookup(map, r->index, &now) ||
+	    now.reason != DEDUPFS_POOLED || now.block != r->block || now.nr < nr)
+		return false;
+	for (i = 0; i < nr; i++)
+		if (!dedupfs_pool_has(map->pool, pages[i]))
+			return false;
+	return !read_seqcount_retry(&map->seq, now.seq) && dedupfs_map_valid(map);
 }
 
 /* @map may be NULL, and mostly is valid. */

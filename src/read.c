@@ -43,32 +43,6 @@ static void wait_put(struct dedupfs_wait *wait)
 		kfree(wait);
 }
 
-/**
- * dedupfs_wait_for_fill - wait for whoever fills a block
- * @pool:	pool
- * @block:	physical block, in pages
- *
- * Context: may sleep; no page lock held.
- * Return: 0, or -EINTR if killed.
- */
-int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block)
-{
-	struct page *page;
-	bool filling;
-	int err = 0;
-
-	page = dedupfs_pool_find(pool, block, &filling);
-	if (!page)
-		return 0;
-	if (filling) {
-		err = folio_lock_killable(page_folio(page));
-		if (!err)
-			unlock_page(page);
-	}
-	put_page(page);
-	return err;
-}
-
 /* A fault waits for this window: what others are filling of it counts, too. */
 static void wait_for_others(struct inode *inode, pgoff_t index, pgoff_t nr)
 {
@@ -77,8 +51,9 @@ static void wait_for_others(struct inode *inode, pgoff_t index, pgoff_t nr)
 	pgoff_t i;
 
 	for (i = index; map && i < index + min_t(pgoff_t, nr, DEDUPFS_BATCH); i++)
-		if (dedupfs_map_lookup(map, i, &r) && r.reason == DEDUPFS_POOLED)
-			dedupfs_wait_for_fill(map->pool, r.block);
+		if (dedupfs_map_lookup(map, i, &r) && r.reason == DEDUPFS_POOLED &&
+		    dedupfs_wait_for_fill(map->pool, r.block))
+			break;
 }
 
 static void fill_work_fn(struct work_struct *work)
@@ -322,7 +297,7 @@ static ssize_t read_pool(struct kiocb *iocb, struct iov_iter *iter, struct dedup
 	if (!n)
 		return 0;
 	/* The block may have been freed, and filled for another, since we looked. */
-	if (dedupfs_still_attached(map, r, n)) {
+	if (dedupfs_still_attached(map, r, pages, n)) {
 		for (i = 0; i < n; i++) {
 			/* A page that was filled as the end of another file is none of ours. */
 			valid = dedupfs_valid_bytes(size, r->index + i);
@@ -424,12 +399,14 @@ static size_t bytes_to(loff_t pos, pgoff_t index, pgoff_t nr)
 
 /*
  * What a read knows of its earlier steps: [from, until) was populated already,
- * or in vain for @reason; what is missing there comes from below.
+ * or in vain for @reason; what is missing there comes from below.  @waited:
+ * others, who fill it, have been waited for long enough.
  */
 struct tried {
 	pgoff_t from;
 	pgoff_t until;
 	int reason;
+	bool waited;
 };
 
 /* One step of a read: some bytes from one place, or a populate. */
@@ -452,8 +429,15 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 		if (r.reason != DEDUPFS_POOLED)
 			return read_lower(iocb, iter, bytes_to(pos, index, r.nr), pool, r.reason);
 		ret = read_pool(iocb, iter, map, &r, size);
-		if (!ret && !(iocb->ki_flags & IOCB_NOWAIT)) {
+		if (!ret && !(iocb->ki_flags & IOCB_NOWAIT) && !(again && tried->waited)) {
 			err = dedupfs_wait_for_fill(pool, r.block);
+			if (err == -EAGAIN) {
+				*tried = (struct tried){
+					.from = index, .until = index + DEDUPFS_BATCH,
+					.reason = DEDUPFS_UNSTABLE, .waited = true,
+				};
+				return 0;
+			}
 			if (err)
 				return err;
 			/* Who filled it may have been before us in a populate. */
@@ -486,6 +470,7 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 		return err;
 	tried->from = index;
 	tried->until = index + 1;
+	tried->waited = false;
 	if (err == DEDUPFS_DIRTY && map && READ_ONCE(map->tracked))
 		/* Pages of ours that wait for write-back, among shared ones. */
 		tried->until = index + max(dedupfs_dirty_run(di->lower, index, DEDUPFS_BATCH), 1UL);
