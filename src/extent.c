@@ -489,6 +489,22 @@ static bool detach_later(struct zap_list *list, struct dedupfs_map *map, pgoff_t
 	return attached;
 }
 
+/*
+ * The same for a range of which no page is published, so that none is mapped:
+ * only what goes beyond it, for want of memory, is to be zapped.
+ */
+static void detach_unpublished(struct zap_list *list, struct dedupfs_map *map, pgoff_t first,
+			       pgoff_t last)
+{
+	pgoff_t to = last;
+
+	atomic_inc(&map->zaps);
+	if (detach(map, first, &to) && to > last)
+		zap_later(list, map, last + 1, to);
+	else
+		atomic_dec(&map->zaps);
+}
+
 /**
  * dedupfs_detach - forget a range of a file, and unmap it
  * @map:	map
@@ -1419,6 +1435,8 @@ static int detach_unproven(struct window *w, u64 block, u64 last)
 	struct dedupfs_map *map;
 	pgoff_t first;
 	u64 from, to;
+	/* Not while they are being filled by who calls: many may wait for that. */
+	bool published = dedupfs_pool_any(w->pool, block, last - block + 1);
 
 	for (ext = attached_iter_first(&w->pool->attached, block, last); ext; ext = next) {
 		next = attached_iter_next(ext, block, last);
@@ -1429,12 +1447,13 @@ static int detach_unproven(struct window *w, u64 block, u64 last)
 			continue;
 		if (zap_list_full(&w->zaps))
 			return -ENOSPC;
-		if (!dedupfs_map_valid(map)) {
+		first = ext->index + (from - ext->block);
+		if (!dedupfs_map_valid(map))
 			kill(map, &w->zaps);
-		} else {
-			first = ext->index + (from - ext->block);
+		else if (published)
 			detach_later(&w->zaps, map, first, first + (to - from));
-		}
+		else
+			detach_unpublished(&w->zaps, map, first, first + (to - from));
 		/* The tree changed under the walk. */
 		next = attached_iter_first(&w->pool->attached, block, last);
 		while (next && (next->map == w->map ||
