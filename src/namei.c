@@ -20,7 +20,7 @@
 
 /*
  * d_time of an upper dentry: the sequence count of its lower dentry (32 bits)
- * when they were compared; or UNPROVEN; or BUSY and its own sequence count:
+ * when they were compared or made; or UNPROVEN; or BUSY and its own sequence count:
  * an operation of ours has changed the lower dentry, and the VFS is about to
  * do the same to this one, which moves its own count.
  */
@@ -35,6 +35,19 @@ static void mark_busy(struct dentry *dentry)
 static void mark_unproven(struct dentry *dentry)
 {
 	WRITE_ONCE(dentry->d_time, D_UNPROVEN);
+}
+
+/*
+ * The count at which a dentry that was found or made in a lower directory, still
+ * locked, is what it was looked up as: there names and parents stand still, and
+ * what else can happen to it moves the count.
+ */
+static unsigned long proven_count(struct dentry *lower)
+{
+	unsigned long count = raw_read_seqcount(&lower->d_seq);
+
+	/* Odd: it is being moved, as a directory can be by who finds it elsewhere. */
+	return (count & 1) || d_unhashed(lower) ? D_UNPROVEN : count;
 }
 
 static bool is_busy(struct dentry *dentry, unsigned long time)
@@ -179,15 +192,51 @@ const struct dentry_operations dedupfs_dops = {
 	.d_release	= dedupfs_d_release,
 };
 
+/*
+ * As lookup_one_len_unlocked(), for a name that the VFS has looked at, in a
+ * directory of which it has asked us already whether the caller may search it:
+ * dedupfs_permission() asks below.  @count becomes d_time of the upper dentry.
+ */
+static struct dentry *find_lower(const struct qstr *upper_name, struct dentry *dir,
+				 unsigned long *count)
+{
+	struct qstr name = QSTR_INIT(upper_name->name, upper_name->len);
+	DECLARE_WAIT_QUEUE_HEAD_ONSTACK(wq);
+	struct inode *inode = d_inode(dir);
+	struct dentry *lower, *other;
+
+	name.hash = full_name_hash(dir, name.name, name.len);
+	*count = D_UNPROVEN;
+	lower = d_lookup(dir, &name);
+	if (lower)
+		return lower;
+	inode_lock_shared(inode);
+	if (IS_DEADDIR(inode))
+		lower = ERR_PTR(-ENOENT);
+	else
+		lower = d_alloc_parallel(dir, &name, &wq);
+	if (!IS_ERR(lower) && d_in_lookup(lower)) {
+		other = inode->i_op->lookup(inode, lower, 0);
+		d_lookup_done(lower);
+		if (other) {
+			dput(lower);
+			lower = other;
+		}
+	}
+	if (!IS_ERR(lower))
+		*count = proven_count(lower);
+	inode_unlock_shared(inode);
+	return lower;
+}
+
 static struct dentry *dedupfs_lookup(struct inode *dir, struct dentry *dentry,
 				     unsigned int flags)
 {
 	struct dentry *lower, *alias;
 	struct inode *inode = NULL;
+	unsigned long count;
 
-	lower = lookup_one_len_unlocked(dentry->d_name.name,
-					dedupfs_lower_dentry(dentry->d_parent),
-					dentry->d_name.len);
+	lower = find_lower(&dentry->d_name, dedupfs_lower_dentry(dentry->d_parent), &count);
 	if (IS_ERR(lower))
 		return lower;
 	if (d_is_positive(lower)) {
@@ -198,12 +247,11 @@ static struct dentry *dedupfs_lookup(struct inode *dir, struct dentry *dentry,
 		}
 	}
 	dedupfs_set_lower(dentry, lower);
-	dget(lower);
+	WRITE_ONCE(dentry->d_time, count);
 	alias = d_splice_alias(inode, dentry);
-	/* A directory known by another name was moved here. */
+	/* A directory known by another name was moved here.  (@dentry is still ours.) */
 	if (!IS_ERR_OR_NULL(alias))
 		dedupfs_set_lower(alias, dget(lower));
-	dput(lower);
 	return alias;
 }
 
@@ -261,7 +309,8 @@ static struct dentry *lock_new_name(struct dentry *dentry)
 		unlock_name(dentry, lower);
 		return ERR_PTR(-EEXIST);
 	}
-	dedupfs_set_lower(dentry, dget(lower));
+	if (lower != dedupfs_lower_dentry(dentry))
+		dedupfs_set_lower(dentry, dget(lower));
 	mark_busy(dentry);
 	return lower;
 }
@@ -310,8 +359,7 @@ static int finish_new_name(struct inode *dir, struct dentry *dentry,
 		else
 			d_instantiate(dentry, inode);
 	}
-	if (err)
-		mark_unproven(dentry);
+	WRITE_ONCE(dentry->d_time, err ? D_UNPROVEN : proven_count(lower));
 	unlock_name(dentry, lower);
 	dedupfs_copy_attr(dir);
 	return err;
