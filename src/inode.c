@@ -104,6 +104,19 @@ static void init_inode(struct inode *inode)
 	dedupfs_copy_attr_locked(inode);
 }
 
+/* iget5_locked() for a lower inode that mostly has no upper one yet. */
+static struct inode *iget_new(struct super_block *sb, struct inode *lower)
+{
+	struct inode *new = new_inode(sb), *inode;
+
+	if (!new)
+		return NULL;
+	inode = inode_insert5(new, (unsigned long)lower, inode_is_on, put_inode_on, lower);
+	if (inode != new)
+		iput(new);
+	return inode;
+}
+
 /**
  * dedupfs_iget - the upper inode on a lower inode, made if need be
  * @sb: upper superblock
@@ -116,7 +129,10 @@ struct inode *dedupfs_iget(struct super_block *sb, struct inode *lower)
 {
 	struct inode *inode;
 
-	inode = iget5_locked(sb, (unsigned long)lower, inode_is_on, put_inode_on, lower);
+	if (lower->i_nlink == 1)
+		inode = iget_new(sb, lower);
+	else
+		inode = iget5_locked(sb, (unsigned long)lower, inode_is_on, put_inode_on, lower);
 	if (!inode)
 		return ERR_PTR(-ENOMEM);
 	if (inode->i_state & I_NEW) {
