@@ -444,6 +444,9 @@ static inline bool dedupfs_pmd_can_turn_huge(struct vm_area_struct *vma, unsigne
 	return LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0) && dedupfs_huge_page_fits(vma, addr);
 }
 
+/* Before 6.6 __fput_sync() is for kernel threads alone. */
+#define DEDUPFS_ANYBODY_MAY_FPUT_SYNC	(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0))
+
 /* Before 6.8 overlayfs opens its upper files without events for marks. */
 #define DEDUPFS_OVERLAY_WRITES_UNSEEN	(LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0))
 

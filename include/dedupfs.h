@@ -423,6 +423,15 @@ static inline void dedupfs_fput(struct file *file)
 		fput(file);
 }
 
+/* In ->release, where nobody holds a lock: to put it off costs more. */
+static inline void dedupfs_release_lower(struct file *file)
+{
+	if (DEDUPFS_ANYBODY_MAY_FPUT_SYNC)
+		__fput_sync(file);
+	else
+		dedupfs_fput(file);
+}
+
 static inline void dedupfs_count(struct dedupfs_pool *pool, int stat, u64 n)
 {
 	this_cpu_add(pool->stats->count[stat], n);

@@ -38,7 +38,7 @@ static int dedupfs_dir_open(struct inode *inode, struct file *file)
 
 static int dedupfs_dir_release(struct inode *inode, struct file *file)
 {
-	dedupfs_fput(file->private_data);
+	dedupfs_release_lower(file->private_data);
 	return 0;
 }
 

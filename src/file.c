@@ -176,7 +176,7 @@ static int file_release(struct inode *inode, struct file *file)
 	if (file->f_mode & FMODE_WRITE)
 		atomic_dec(&DEDUPFS_I(inode)->map->writers);
 	if (lower)
-		dedupfs_fput(lower);
+		dedupfs_release_lower(lower);
 	return 0;
 }
 
