@@ -22,19 +22,6 @@
 #define OPEN_ONLY_FLAGS	(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC)
 #define SETFL_FLAGS	(O_APPEND | O_NONBLOCK | O_NDELAY | O_DIRECT)
 
-/*
- * By the name that was opened.  Before 6.8 an overlayfs above opens our files
- * under its own path: then any name of the lower inode will do.
- */
-static struct dentry *lower_dentry_of(struct file *file)
-{
-	struct inode *inode = file_inode(file);
-
-	if (likely(file->f_path.dentry->d_sb == inode->i_sb))
-		return dget(dedupfs_lower_dentry(file->f_path.dentry));
-	return d_find_any_alias(dedupfs_lower(inode));
-}
-
 /* fcntl(F_SETFL) changes the upper file alone. */
 static struct file *with_flags_of(const struct file *file, struct file *lower)
 {
@@ -85,19 +72,29 @@ struct file *dedupfs_lower_file(struct file *file)
 {
 	/* Pairs with cmpxchg() below. */
 	struct file *lower = smp_load_acquire(&file->private_data), *old;
+	struct inode *inode = file_inode(file);
+	struct dentry *alias = NULL;
 	struct path path;
 
 	if (lower)
 		return with_flags_of(file, lower);
-	path.mnt = DEDUPFS_SB(file_inode(file)->i_sb)->lower.mnt;
-	path.dentry = lower_dentry_of(file);
+	/*
+	 * By the name that was opened, which keeps its lower dentry.  Before
+	 * 6.8 an overlayfs above opens our files under its own path: then any
+	 * name of the lower inode will do.
+	 */
+	if (likely(file->f_path.dentry->d_sb == inode->i_sb))
+		path.dentry = dedupfs_lower_dentry(file->f_path.dentry);
+	else
+		path.dentry = alias = d_find_any_alias(dedupfs_lower(inode));
 	if (!path.dentry)
 		return ERR_PTR(-ESTALE);
+	path.mnt = DEDUPFS_SB(inode->i_sb)->lower.mnt;
 	/* On a mount with -o sync, as if the lower one had it. */
-	lower = dedupfs_open_lower(file_inode(file)->i_sb, &path,
+	lower = dedupfs_open_lower(inode->i_sb, &path,
 				   (file->f_flags & ~OPEN_ONLY_FLAGS) |
-				   (IS_SYNC(file_inode(file)) ? O_DSYNC : 0));
-	dput(path.dentry);
+				   (IS_SYNC(inode) ? O_DSYNC : 0));
+	dput(alias);
 	if (IS_ERR(lower))
 		return lower;
 	/* Errors since the upper open are this descriptor's to report. */
