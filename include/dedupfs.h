@@ -302,6 +302,8 @@ struct dedupfs_map {
  * @lower:	lower inode, held for the life of the upper one
  * @map:	NULL until something of the file was found poolable, or it is
  *		about to be changed; then for the inode's life
+ * @writers:	lower files that we hold open for writing while there is no
+ *		map (i_lock)
  * @plain_at:	change counter at which nothing was found poolable, or
  *		DEDUPFS_UNARMED
  * @plain_until: when to look again, in jiffies
@@ -315,6 +317,7 @@ struct dedupfs_inode {
 	struct inode *lower;
 
 	struct dedupfs_map *map;
+	int writers;
 	u64 plain_at;
 	unsigned long plain_until;
 	u64 shared_at;

@@ -144,8 +144,11 @@ struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di)
 		list_add_tail(&map->list, &pool->map_list);
 	}
 	map->users++;
+	spin_lock(&di->vfs_inode.i_lock);
+	atomic_add(di->writers, &map->writers);
 	/* Pairs with READ_ONCE(): the map is seen whole. */
 	smp_store_release(&di->map, map);
+	spin_unlock(&di->vfs_inode.i_lock);
 out:
 	up_write(&pool->sem);
 	return map;

@@ -552,6 +552,9 @@ int dedupfs_mmap(struct file *file, struct vm_area_struct *vma)
 	if (!file->f_mapping->a_ops->read_folio)
 		return -ENODEV;
 	if ((vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) == (VM_SHARED | VM_MAYWRITE)) {
+		err = dedupfs_change_prepare(file_inode(file));
+		if (err)
+			return err;
 		err = learn_lower_vm_ops(file, vma);
 		if (err)
 			return err;

@@ -127,10 +127,56 @@ static bool opened_by_swapon(void)
 	return nr == __NR_swapon;
 }
 
+/* One more or less lower file that is open for writing, as the map's @writers has it. */
+static void count_writer(struct dedupfs_inode *di, int n)
+{
+	spin_lock(&di->vfs_inode.i_lock);
+	if (di->map)
+		atomic_add(n, &di->map->writers);
+	else
+		di->writers += n;
+	spin_unlock(&di->vfs_inode.i_lock);
+}
+
+/*
+ * A file that is just being made gets its map when it is changed: many are
+ * made and left empty.
+ */
+static int open_for_writing(struct inode *inode, struct file *file)
+{
+	struct file *lower;
+	int err;
+
+	if (!(file->f_mode & FMODE_CREATED)) {
+		err = dedupfs_change_prepare(inode);
+		if (err)
+			return err;
+	}
+	lower = dedupfs_lower_file(file);
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	/* Last: a foreign writer must never be taken for ours. */
+	count_writer(DEDUPFS_I(inode), 1);
+	return 0;
+}
+
+/* It is the lower open that looks whether the file is what was signed. */
+static int open_verity(struct dedupfs_inode *di, struct file *file)
+{
+	struct dedupfs_map *map = dedupfs_map_of(di);
+	struct file *lower = dedupfs_lower_file(file);
+
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	/* Until it was made such a file it may have been shared. */
+	if (map)
+		dedupfs_detach(map, 0, ULONG_MAX);
+	return 0;
+}
+
 static int file_open(struct inode *inode, struct file *file)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
-	struct file *lower;
 	int err;
 
 	if (unlikely(opened_by_swapon())) {
@@ -140,22 +186,13 @@ static int file_open(struct inode *inode, struct file *file)
 	}
 	file->private_data = NULL;
 	if (file->f_mode & FMODE_WRITE) {
-		err = dedupfs_change_prepare(inode);
+		err = open_for_writing(inode, file);
 		if (err)
 			return err;
-		lower = dedupfs_lower_file(file);
-		if (IS_ERR(lower))
-			return PTR_ERR(lower);
-		/* Last: a foreign writer must never be taken for ours. */
-		atomic_inc(&di->map->writers);
 	} else if (unlikely(IS_VERITY(di->lower))) {
-		/* It is the lower open that looks whether the file is what was signed. */
-		lower = dedupfs_lower_file(file);
-		if (IS_ERR(lower))
-			return PTR_ERR(lower);
-		/* It may have been shared until it was made such a file. */
-		if (di->map)
-			dedupfs_detach(di->map, 0, ULONG_MAX);
+		err = open_verity(di, file);
+		if (err)
+			return err;
 	}
 	file->f_mode |= FMODE_CAN_ODIRECT | FMODE_NOWAIT;
 	if (i_size_read(inode) != i_size_read(di->lower))
@@ -171,7 +208,7 @@ static int file_release(struct inode *inode, struct file *file)
 	struct file *lower = file->private_data;
 
 	if (file->f_mode & FMODE_WRITE)
-		atomic_dec(&DEDUPFS_I(inode)->map->writers);
+		count_writer(DEDUPFS_I(inode), -1);
 	if (lower)
 		dedupfs_release_lower(lower);
 	return 0;
@@ -228,6 +265,7 @@ void dedupfs_data_init(struct dedupfs_inode *di)
 {
 	di->lower = NULL;
 	di->map = NULL;
+	di->writers = 0;
 	di->plain_at = DEDUPFS_UNARMED;
 	di->plain_until = jiffies;
 	di->shared_at = DEDUPFS_UNARMED;

@@ -338,6 +338,9 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 		return PTR_ERR(lower);
 	if (!iov_iter_count(iter))
 		return 0;
+	ret = dedupfs_change_prepare(inode);
+	if (ret)
+		return ret;
 	if ((iocb->ki_flags & IOCB_DIRECT) && !is_sync_kiocb(iocb)) {
 		aio = kzalloc(sizeof(*aio), GFP_KERNEL);
 		if (!aio)
@@ -402,6 +405,9 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 		return PTR_ERR(lower);
 	if (!len)
 		return 0;
+	ret = dedupfs_change_prepare(inode);
+	if (ret)
+		return ret;
 	ret = wait_for_data(pipe, flags);
 	if (ret)
 		return ret;
@@ -437,6 +443,9 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 
 	if (IS_ERR(lower))
 		return PTR_ERR(lower);
+	ret = dedupfs_change_prepare(inode);
+	if (ret)
+		return ret;
 	inode_lock(inode);
 	dedupfs_change_begin(inode, start, last);
 	ret = vfs_fallocate(lower, mode, offset, len);
