@@ -155,11 +155,18 @@ static inline bool dedupfs_still_attached(struct dedupfs_map *map, const struct 
 	return !read_seqcount_retry(&map->seq, now.seq) && dedupfs_map_valid(map);
 }
 
-/* @map may be NULL, and mostly is valid. */
+/* @map may be NULL, and mostly is valid, or has nothing that could be stale. */
 static inline void dedupfs_drop_if_stale(struct dedupfs_map *map)
 {
-	if (map && !dedupfs_map_valid(map))
-		dedupfs_drop_stale(map);
+	if (!map || dedupfs_map_valid(map))
+		return;
+	if (!READ_ONCE(map->nr_extents)) {
+		/* In this order: see dedupfs_drop_stale(). */
+		smp_rmb();
+		if (!atomic_read(&map->dropping))
+			return;
+	}
+	dedupfs_drop_stale(map);
 }
 
 /* May something of the file be mapped that was changed beneath?  Cheap; any context. */
