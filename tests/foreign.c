@@ -469,6 +469,42 @@ TEST_F(mapped, is_let_go_of)
 	}
 }
 
+/* So does a fault in a mapping that was made before anything of the file was shared. */
+TEST(mapped_while_dirty)
+{
+	char page[PAGE], *old, *new;
+	int fd, round;
+
+	for (round = 0; round < 2; round++) {
+		fd = open(low("a"), O_RDWR | O_CREAT | O_TRUNC, 0644);
+		for (size_t off = 0; off < SIZE; off += PAGE) {
+			fill(page, PAGE, 1, off);
+			write_all(fd, page, PAGE, off);
+		}
+		old = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
+		ASSERT_NE(MAP_FAILED, old);
+		fsync(fd);
+		make_clone(low("a"), low("twin"));
+		drop_caches("1");
+		ASSERT_EQ(-1, check_file(up("a"), SIZE, 1));
+		new = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
+		ASSERT_NE(MAP_FAILED, new);
+		touch(new, 16 * PAGE);
+		fill(page, PAGE, 30, 0);
+		write_all(fd, page, PAGE, MAPPED * PAGE);
+		write_all(fd, page, PAGE, AWAY * PAGE);
+		if (round)
+			fsync(fd);
+		EXPECT_EQ(0, memcmp(old + AWAY * PAGE, page, PAGE));
+		EXPECT_EQ(0, memcmp(new + MAPPED * PAGE, page, PAGE)) TH_LOG("round %d", round);
+		munmap(old, SIZE);
+		munmap(new, SIZE);
+		close(fd);
+		unlink(low("a"));
+		unlink(low("twin"));
+	}
+}
+
 /* --- replaced by rename, removed ------------------------------------------ */
 
 TEST(replaced_by_rename)

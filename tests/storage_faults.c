@@ -14,6 +14,7 @@
 #include "device.h"
 #include <linux/btrfs_tree.h>
 #include <linux/fsmap.h>
+#include <linux/fsverity.h>
 #include <sys/prctl.h>
 
 #define NAME		"dedupfs-faults"
@@ -619,6 +620,76 @@ TEST_F(fault, btrfs_checksum_is_wrong)
 	if (!btrfs)
 		SKIP(return, "XFS has no checksums of data");
 	SAME(checksum);
+}
+
+/* --- fs-verity: who reads a file gets what was signed, or an error ----------- */
+
+static void make_verity(const char *path)
+{
+	struct fsverity_enable_arg arg = {
+		.version = 1, .hash_algorithm = FS_VERITY_HASH_ALG_SHA256, .block_size = PAGE,
+	};
+	int fd = open(path, O_RDONLY);
+
+	if (ioctl(fd, FS_IOC_ENABLE_VERITY, &arg))
+		die("verity of %s", path);
+	close(fd);
+}
+
+static void verity(void)
+{
+	int fd, flags = FS_NOCOW_FL;
+	struct stat st;
+	uint64_t at;
+	long before;
+
+	start();
+	/* "v" has no checksums, "w" shares its blocks with one that is not so. */
+	fd = open(dn("v"), O_RDWR | O_CREAT, 0644);
+	if (ioctl(fd, FS_IOC_SETFLAGS, &flags))
+		die("NOCOW");
+	close(fd);
+	make_file(dn("v"), SIZE, 3);
+	make_clone(dn("a"), dn("w"));
+	make_clone(dn("a"), dn("x"));
+	sync();
+	make_verity(dn("v"));
+	make_verity(dn("w"));
+	at = place_of(dn("v"), 20);
+	DO(umount_soon(through));
+	DO(umount_soon(below));
+	flip(at);
+	DO(mount_below());
+	DO(mount_through());
+
+	/* The first one who opens it here. */
+	DO(stat(th("v"), &st));
+	say_pages(th("v"), 3);
+	must(by_read(th("v"), 3, 1, true)[20] == 'E', "what was changed is shown");
+	/* And it left nothing in the cache that others would take for verified. */
+	say_pages(dn("v"), 3);
+	DO(open(th("v"), O_RDWR));
+
+	say_all();
+	before = dut && have_pool ? pool_here("attachments") : 0;
+	say_pages(th("w"), 1);
+	if (dut && have_pool)
+		must(pool_here("attachments") == before, "a verity file is attached");
+	say_pages(th("x"), 1);
+	if (dut && have_pool)
+		must(pool_here("attachments") > before, "its clone is not attached");
+	make_verity(dn("x"));
+	say_pages(th("x"), 1);
+	if (dut && have_pool)
+		must(pool_here("attachments") == before, "it stays attached");
+	stop();
+}
+
+TEST_F(fault, btrfs_verity)
+{
+	if (!btrfs || access("/sys/fs/btrfs/features/verity", F_OK))
+		SKIP(return, "no files with fs-verity");
+	SAME(verity);
 }
 
 /* --- writes ----------------------------------------------------------------- */
