@@ -1438,8 +1438,8 @@ static int detach_unproven(struct window *w, u64 block, u64 last)
 	struct dedupfs_map *map;
 	pgoff_t first;
 	u64 from, to;
-	/* Not while they are being filled by who calls: many may wait for that. */
-	bool published = dedupfs_pool_any(w->pool, block, last - block + 1);
+	/* Not known yet.  They are not while they are being filled by who calls. */
+	int published = -1;
 
 	for (ext = attached_iter_first(&w->pool->attached, block, last); ext; ext = next) {
 		next = attached_iter_next(ext, block, last);
@@ -1450,6 +1450,8 @@ static int detach_unproven(struct window *w, u64 block, u64 last)
 			continue;
 		if (zap_list_full(&w->zaps))
 			return -ENOSPC;
+		if (published < 0)
+			published = dedupfs_pool_any(w->pool, block, last - block + 1);
 		first = ext->index + (from - ext->block);
 		if (!dedupfs_map_valid(map))
 			kill(map, &w->zaps);

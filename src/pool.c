@@ -41,7 +41,7 @@ static struct page *entry_page(void *entry)
 	return pfn_to_page(xa_to_value(entry));
 }
 
-/* Of a page that is in the pool, and stays for the caller's reference or lock. */
+/* True of a page that is in the pool, and stays for the caller's reference or lock. */
 static __always_inline bool page_filling(struct page *page)
 {
 	return !folio_test_uptodate(page_folio(page));
@@ -151,6 +151,9 @@ bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
 	void *entry;
 
 	xa_for_each_range(&pool->entries, index, entry, block, block + nr - 1) {
+		/* Cheap: it may have been freed since, then this says nothing. */
+		if (page_filling(entry_page(entry)))
+			continue;
 		page = dedupfs_pool_find(pool, index, &filling);
 		if (page)
 			put_page(page);
