@@ -310,7 +310,8 @@ struct dedupfs_map {
  * @shared_at:	change counter at which something was
  * @around_next: file page after the last fault's neighbourhood, which had
  *		@around_nr pages
- * @fault_index: page that a fault last waited for, with @fault_tries
+ * @fault_index: page that a fault last waited for; @fault_tries weighs the
+ *		waits for it that have ended since it was last mapped
  */
 struct dedupfs_inode {
 	struct inode vfs_inode;

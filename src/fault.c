@@ -24,7 +24,12 @@
 
 /* Longer than a busy disk takes; who deadlocks with himself waits it out once. */
 #define FAULT_WAIT		(3 * HZ)
+/* Longer, once, where the page is seen being read. */
+#define FAULT_WAIT_DISK		(6 * HZ)
 #define FAULT_TRIES		3
+/* A wait that brought the page counts less: it may be somebody else's who maps the file. */
+#define TRY_FAILED		16U
+#define TRY_DONE		1U
 #define FAULT_AROUND		16U
 #define FAULT_AROUND_MAX	128U
 
@@ -222,7 +227,8 @@ out:
 
 /*
  * May this fault wait for a fill once more?  Counted by page and not by
- * FAULT_FLAG_TRIED, which MADV_POPULATE and mlock do not set.
+ * FAULT_FLAG_TRIED, which MADV_POPULATE and mlock do not set; and when a wait
+ * ends, as many may wait for the same page of a file that all of them map.
  */
 static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
 {
@@ -238,10 +244,42 @@ static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
 		WRITE_ONCE(di->fault_tries, 0);
 		WRITE_ONCE(di->fault_time, jiffies);
 	}
-	if (READ_ONCE(di->fault_tries) >= FAULT_TRIES)
-		return false;
-	WRITE_ONCE(di->fault_tries, di->fault_tries + 1);
-	return true;
+	return READ_ONCE(di->fault_tries) < FAULT_TRIES * TRY_FAILED;
+}
+
+enum fault_page { PAGE_ABSENT, PAGE_FILLING, PAGE_THERE };
+
+/* How far is the pool with a page of the file? */
+static enum fault_page look_for_page(struct dedupfs_inode *di, pgoff_t index)
+{
+	struct dedupfs_map *map = dedupfs_map_of(di);
+	struct page *page = NULL;
+	struct dedupfs_range r;
+	bool filling;
+
+	if (map && dedupfs_map_valid(map) && dedupfs_map_lookup(map, index, &r) &&
+	    r.reason == DEDUPFS_POOLED)
+		page = dedupfs_pool_find(map->pool, r.block, &filling);
+	if (!page)
+		return PAGE_ABSENT;
+	put_page(page);
+	return filling ? PAGE_FILLING : PAGE_THERE;
+}
+
+/* A fault has waited for a fill of its page. */
+static void note_try(struct dedupfs_inode *di, pgoff_t index)
+{
+	unsigned int weight = look_for_page(di, index) == PAGE_THERE ? TRY_DONE : TRY_FAILED;
+
+	if (READ_ONCE(di->fault_index) == index)
+		WRITE_ONCE(di->fault_tries, READ_ONCE(di->fault_tries) + weight);
+}
+
+/* Its page is mapped: whoever comes next begins anew. */
+static void note_mapped(struct dedupfs_inode *di, pgoff_t index)
+{
+	if (READ_ONCE(di->fault_tries) && READ_ONCE(di->fault_index) == index)
+		WRITE_ONCE(di->fault_tries, 0);
 }
 
 /*
@@ -251,14 +289,16 @@ static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
 static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 {
 	struct file_ra_state *ra = &vmf->vma->vm_file->f_ra;
-	pgoff_t index = round_down(vmf->pgoff, FAULT_AROUND);
+	pgoff_t page = vmf->pgoff, index = round_down(page, FAULT_AROUND);
+	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct dedupfs_wait *wait;
 	unsigned int nr = DEDUPFS_FILL_MIN;
 	struct file *file;
+	long left;
 
 	/* The first try may have ended before this page, at a changed one. */
-	if (READ_ONCE(DEDUPFS_I(inode)->fault_tries) > 1)
-		index = vmf->pgoff;
+	if (READ_ONCE(di->fault_tries) >= TRY_FAILED)
+		index = page;
 	if (vmf->vma->vm_flags & VM_RAND_READ)
 		nr = FAULT_AROUND;
 	else if (index == ra->start)
@@ -277,10 +317,14 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	/* The VMA may go as soon as its lock is dropped. */
 	file = get_file(vmf->vma->vm_file);
 	release_fault_lock(vmf);
-	if (!wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT))
+	left = wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT);
+	if (!left && look_for_page(di, page) == PAGE_FILLING)
+		left = wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT_DISK);
+	if (!left)
 		/* Perhaps this very task holds what the worker waits for. */
-		dedupfs_unstable_for(DEDUPFS_I(inode), FAULT_WAIT);
+		dedupfs_unstable_for(di, FAULT_WAIT);
 	dedupfs_wait_put(wait);
+	note_try(di, page);
 	fput(file);
 	return VM_FAULT_RETRY | VM_FAULT_MAJOR;
 }
@@ -342,8 +386,10 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 
 	switch (map_from_pool(vmf, inode)) {
 	case FAULT_MAPPED:
+		note_mapped(di, vmf->pgoff);
 		return VM_FAULT_NOPAGE;
 	case FAULT_PAGE:
+		note_mapped(di, vmf->pgoff);
 		return 0;
 	case FAULT_OOM:
 		return VM_FAULT_OOM;
@@ -353,8 +399,11 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 		break;
 	case FAULT_MISS:
 		dedupfs_drop_if_stale(dedupfs_map_of(di));
-		if (unstable_now(di))
+		if (unstable_now(di)) {
+			if (shared_here(vmf, di))
+				read_one_page(vmf, di);
 			break;
+		}
 		if (may_wait(vmf, di)) {
 			ret = fill_for_fault(vmf, inode);
 			if (ret)

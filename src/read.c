@@ -43,28 +43,55 @@ static void wait_put(struct dedupfs_wait *wait)
 		kfree(wait);
 }
 
-/* A fault waits for this window: what others are filling of it counts, too. */
-static void wait_for_others(struct inode *inode, pgoff_t index, pgoff_t nr)
+/*
+ * A fault waits for these pages: what others are filling of them counts, too.
+ * Return: the first page of which nothing is known, or @end.
+ */
+static pgoff_t wait_for_others(struct inode *inode, pgoff_t index, pgoff_t end)
 {
 	struct dedupfs_map *map = dedupfs_map_of(DEDUPFS_I(inode));
 	struct dedupfs_range r;
-	pgoff_t i;
 
-	for (i = index; map && i < index + min_t(pgoff_t, nr, DEDUPFS_BATCH); i++)
-		if (dedupfs_map_lookup(map, i, &r) && r.reason == DEDUPFS_POOLED &&
-		    dedupfs_wait_for_fill(map->pool, r.block))
+	for (; map && index < end; index++) {
+		if (!dedupfs_map_lookup(map, index, &r))
+			return index;
+		if (r.reason != DEDUPFS_POOLED)
+			continue;
+		if (dedupfs_wait_for_fill(map->pool, r.block))
 			break;
+		/* Who filled it may have detached us (btrfs). */
+		if (!dedupfs_map_lookup(map, index, &r))
+			return index;
+	}
+	return end;
+}
+
+#define FILL_WORK_TRIES	3
+
+static void fill_for_waiter(struct fill_work *fw)
+{
+	pgoff_t index = fw->index, end = index + min_t(pgoff_t, fw->nr, DEDUPFS_BATCH);
+	loff_t size = i_size_read(dedupfs_lower(fw->inode));
+	unsigned int try;
+
+	end = min_t(pgoff_t, end, DIV_ROUND_UP(size, PAGE_SIZE));
+	for (try = 0; try < FILL_WORK_TRIES && index < end; try++) {
+		if (dedupfs_populate(fw->inode, index, fw->nr))
+			break;
+		index = wait_for_others(fw->inode, index, end);
+	}
 }
 
 static void fill_work_fn(struct work_struct *work)
 {
 	struct fill_work *fw = container_of(work, struct fill_work, work);
 
-	dedupfs_populate(fw->inode, fw->index, fw->nr);
 	if (fw->wait) {
-		wait_for_others(fw->inode, fw->index, fw->nr);
+		fill_for_waiter(fw);
 		complete_all(&fw->wait->done);
 		wait_put(fw->wait);
+	} else {
+		dedupfs_populate(fw->inode, fw->index, fw->nr);
 	}
 	dedupfs_work_end(fw->inode);
 	kfree(fw);
