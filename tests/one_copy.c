@@ -154,4 +154,27 @@ TEST_F(tree, read)
 	EXPECT_LE(cache_bytes() - cache, size * 103 / 100);
 }
 
+/* All clones at the same moment, by a process each. */
+TEST_F(tree, read_at_once)
+{
+	long size = tree_pages() * PAGE, cache = cache_bytes(), grown;
+	int c, status, wrong = 0;
+	pid_t pid[CLONES];
+
+	for (c = 0; c < CLONES; c++) {
+		pid[c] = fork();
+		if (!pid[c])
+			_exit(wrong_files(c, self->want) != 0);
+	}
+	for (c = 0; c < CLONES; c++) {
+		ASSERT_EQ(pid[c], waitpid(pid[c], &status, 0));
+		wrong += status != 0;
+	}
+	EXPECT_EQ(0, wrong);
+	grown = cache_bytes() - cache;
+	TH_LOG("%.3f copies in RAM", 1.0 * grown / size);
+	EXPECT_LE(grown, size * 103 / 100);
+	EXPECT_GE(grown, size * 97 / 100);
+}
+
 TEST_HARNESS_MAIN
