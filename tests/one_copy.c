@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
+ * timeout: 400
+ *
  * 24 clones of a tree, all read through the mount, cost one copy in RAM, and
  * clones 2 to 24 read no data from the disk.  (XFS alone: 24 copies.)
  */
