@@ -56,6 +56,7 @@
  *       map->attach_mutex (a change takes it without pool->sem)
  *       i_mmap_rwsem      (evict zaps while it walks the attached extents)
  *       map->lock         (also inside a mark's lock: mark.c)
+ *       upper inode i_lock (writers of a file that has no map yet, handed over)
  *       xa_lock of pool->entries, bucket locks of pool->maps
  *       pool_node->lock
  *

@@ -1929,15 +1929,8 @@ static int resolve_again(struct window *w)
 /* Is somebody else filling the window's first page, who will detach us? */
 static bool first_is_being_filled(const struct window *w)
 {
-	struct page *page;
-	bool filling;
-
-	if (w->pool->counter_tells_mapping || w->ranges[0].reason != DEDUPFS_POOLED)
-		return false;
-	page = dedupfs_pool_find(w->pool, w->ranges[0].block, &filling);
-	if (page)
-		put_page(page);
-	return page && filling;
+	return !w->pool->counter_tells_mapping && w->ranges[0].reason == DEDUPFS_POOLED &&
+	       dedupfs_pool_state(w->pool, w->ranges[0].block) == DEDUPFS_FILLING;
 }
 
 /* Rule 4, and rule 6's bracket: one try.  fill_sem is held (read). */

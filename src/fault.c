@@ -247,29 +247,22 @@ static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
 	return READ_ONCE(di->fault_tries) < FAULT_TRIES * TRY_FAILED;
 }
 
-enum fault_page { PAGE_ABSENT, PAGE_FILLING, PAGE_THERE };
-
 /* How far is the pool with a page of the file? */
-static enum fault_page look_for_page(struct dedupfs_inode *di, pgoff_t index)
+static enum dedupfs_state look_for_page(struct dedupfs_inode *di, pgoff_t index)
 {
 	struct dedupfs_map *map = dedupfs_map_of(di);
-	struct page *page = NULL;
 	struct dedupfs_range r;
-	bool filling;
 
-	if (map && dedupfs_map_valid(map) && dedupfs_map_lookup(map, index, &r) &&
-	    r.reason == DEDUPFS_POOLED)
-		page = dedupfs_pool_find(map->pool, r.block, &filling);
-	if (!page)
-		return PAGE_ABSENT;
-	put_page(page);
-	return filling ? PAGE_FILLING : PAGE_THERE;
+	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, index, &r) ||
+	    r.reason != DEDUPFS_POOLED)
+		return DEDUPFS_ABSENT;
+	return dedupfs_pool_state(map->pool, r.block);
 }
 
 /* A fault has waited for a fill of its page. */
 static void note_try(struct dedupfs_inode *di, pgoff_t index)
 {
-	unsigned int weight = look_for_page(di, index) == PAGE_THERE ? TRY_DONE : TRY_FAILED;
+	unsigned int weight = look_for_page(di, index) == DEDUPFS_THERE ? TRY_DONE : TRY_FAILED;
 
 	if (READ_ONCE(di->fault_index) == index)
 		WRITE_ONCE(di->fault_tries, READ_ONCE(di->fault_tries) + weight);
@@ -318,7 +311,7 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	file = get_file(vmf->vma->vm_file);
 	release_fault_lock(vmf);
 	left = wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT);
-	if (!left && look_for_page(di, page) == PAGE_FILLING)
+	if (!left && look_for_page(di, page) == DEDUPFS_FILLING)
 		left = wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT_DISK);
 	if (!left)
 		/* Perhaps this very task holds what the worker waits for. */
@@ -370,6 +363,12 @@ static void read_one_page(struct vm_fault *vmf, struct dedupfs_inode *di)
 	filemap_invalidate_unlock_shared(mapping);
 }
 
+static void read_shared_page(struct vm_fault *vmf, struct dedupfs_inode *di)
+{
+	if (shared_here(vmf, di))
+		read_one_page(vmf, di);
+}
+
 static vm_fault_t pooled_fault(struct vm_fault *vmf)
 {
 	struct inode *inode = file_inode(vmf->vma->vm_file);
@@ -379,8 +378,7 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	/* What is mapped elsewhere, too, and wherever this page comes from. */
 	dedupfs_look_for_changes(di);
 	if ((vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED)) {
-		if (shared_here(vmf, di))
-			read_one_page(vmf, di);
+		read_shared_page(vmf, di);
 		return filemap_fault(vmf);
 	}
 
@@ -394,14 +392,12 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	case FAULT_OOM:
 		return VM_FAULT_OOM;
 	case FAULT_LOWER:
-		if (shared_here(vmf, di))
-			read_one_page(vmf, di);
+		read_shared_page(vmf, di);
 		break;
 	case FAULT_MISS:
 		dedupfs_drop_if_stale(dedupfs_map_of(di));
 		if (unstable_now(di)) {
-			if (shared_here(vmf, di))
-				read_one_page(vmf, di);
+			read_shared_page(vmf, di);
 			break;
 		}
 		if (may_wait(vmf, di)) {

@@ -49,17 +49,11 @@ static __always_inline bool page_filling(struct page *page)
 
 /* Entries */
 
-/**
- * dedupfs_pool_find - the page of a block
- * @pool:	pool
- * @block:	physical block, in pages
- * @filling:	true if the page is there but still being filled
- *
- * Context: any that may take an RCU read lock.
- * Return: the page with a reference, published or (@filling) not; or NULL, also
- * for one whose memory has failed.
+/*
+ * The page of a block with a reference, published or (@filling) not; or NULL,
+ * also for one whose memory has failed.
  */
-struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filling)
+static struct page *pool_find(struct dedupfs_pool *pool, u64 block, bool *filling)
 {
 	struct page *page = NULL;
 	void *entry;
@@ -85,6 +79,24 @@ struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filli
 	}
 	rcu_read_unlock();
 	return page;
+}
+
+/**
+ * dedupfs_pool_state - how far is the pool with a block?
+ * @pool:	pool
+ * @block:	physical block, in pages
+ *
+ * Context: any that may take an RCU read lock.
+ */
+enum dedupfs_state dedupfs_pool_state(struct dedupfs_pool *pool, u64 block)
+{
+	bool filling;
+	struct page *page = pool_find(pool, block, &filling);
+
+	if (!page)
+		return DEDUPFS_ABSENT;
+	put_page(page);
+	return filling ? DEDUPFS_FILLING : DEDUPFS_THERE;
 }
 
 /**
@@ -146,18 +158,13 @@ bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page)
 bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
 {
 	unsigned long index;
-	struct page *page;
-	bool filling;
 	void *entry;
 
 	xa_for_each_range(&pool->entries, index, entry, block, block + nr - 1) {
 		/* Cheap: it may have been freed since, then this says nothing. */
 		if (page_filling(entry_page(entry)))
 			continue;
-		page = dedupfs_pool_find(pool, index, &filling);
-		if (page)
-			put_page(page);
-		if (page && !filling)
+		if (dedupfs_pool_state(pool, index) == DEDUPFS_THERE)
 			return true;
 	}
 	return false;
@@ -454,7 +461,7 @@ int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block)
 	bool filling;
 	int err = 0;
 
-	page = dedupfs_pool_find(pool, block, &filling);
+	page = pool_find(pool, block, &filling);
 	if (!page)
 		return 0;
 	while (filling) {

@@ -79,7 +79,11 @@ void dedupfs_mark_remove(struct dedupfs_map *map);
 
 /* pool.c: entries */
 struct dedupfs_fill;
-struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filling);
+
+/* How far is the pool with a block? */
+enum dedupfs_state { DEDUPFS_ABSENT, DEDUPFS_FILLING, DEDUPFS_THERE };
+
+enum dedupfs_state dedupfs_pool_state(struct dedupfs_pool *pool, u64 block);
 unsigned int dedupfs_pool_find_batch(struct dedupfs_pool *pool, u64 block, unsigned int nr,
 				     struct page **pages);
 bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page);

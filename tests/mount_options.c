@@ -365,21 +365,27 @@ TEST_F(mounts, busy_unmount)
 	munmap(p, 50000);
 }
 
+/* Two directories that share a block, and what else an overlayfs wants. */
+static void make_layers(const char *a, const char *b, const char *upper, const char *work)
+{
+	mkdir(low("%s", a), 0755);
+	mkdir(low("%s", b), 0755);
+	mkdir(low("%s", upper), 0755);
+	mkdir(low("%s", work), 0755);
+	make_file(low("%s/f", a), MiB, 1);
+	make_clone(low("%s/f", a), low("%s/g", b));
+	shell("modprobe -q overlay");
+}
+
 TEST_F(mounts, overlayfs_on_top)
 {
 	char *ovl = new_dir();
 	char *opt;
 
-	mkdir(low("img"), 0755);
-	mkdir(low("img2"), 0755);
-	mkdir(low("rw"), 0755);
-	mkdir(low("work"), 0755);
-	make_file(low("img/f"), MiB, 1);
-	make_clone(low("img/f"), low("img2/g"));
+	make_layers("img", "img2", "rw", "work");
 	drop_caches("3");
 	if (asprintf(&opt, "lowerdir=%s:%s,upperdir=%s,workdir=%s", up("img"), up("img2"), low("rw"), low("work")) < 0)
 		die("asprintf");
-	shell("modprobe -q overlay");
 	ASSERT_EQ(0, mount("overlay", ovl, "overlay", 0, opt));
 	EXPECT_EQ(-1, check_file(path_of("%s/f", ovl), MiB, 1));
 	EXPECT_EQ(-1, check_file(path_of("%s/g", ovl), MiB, 1));
@@ -408,18 +414,12 @@ TEST_F(mounts, two_below_one_overlayfs)
 	char *ovl = new_dir(), *two = new_dir(), *opt;
 	struct stat before, after;
 
-	mkdir(low("lay"), 0755);
-	mkdir(low("lay2"), 0755);
-	mkdir(low("rw3"), 0755);
-	mkdir(low("work3"), 0755);
-	make_file(low("lay/f"), MiB, 1);
-	make_clone(low("lay/f"), low("lay2/g"));
+	make_layers("lay", "lay2", "rw3", "work3");
 	ASSERT_EQ(0, mount(low("lay"), self->at, "dedupfs", 0, NULL));
 	ASSERT_EQ(0, mount(low("lay2"), two, "dedupfs", 0, NULL));
 	if (asprintf(&opt, "lowerdir=%s:%s,upperdir=%s,workdir=%s,index=on", self->at, two,
 		     low("rw3"), low("work3")) < 0)
 		die("asprintf");
-	shell("modprobe -q overlay");
 	kernel_said();
 	ASSERT_EQ(0, mount("overlay", ovl, "overlay", 0, opt));
 	EXPECT_EQ(NULL, strstr(kernel_said(), "uuid detected"));
