@@ -718,6 +718,16 @@ static void write_back(void)
 	write_all(fd[0], buf, 4 * PAGE, 8 * PAGE);
 	fill(p + 12 * PAGE, PAGE, 4, 0);
 	set_table(false);
+	if (btrfs) {
+		/*
+		 * And even so now and then twice, also without a mount over it,
+		 * to who does not wait: all has failed before the first asks.
+		 */
+		late = open(th("a"), O_RDWR);
+		sync_file_range(late, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+				SYNC_FILE_RANGE_WAIT_AFTER);
+		close(late);
+	}
 	must(DO(fsync(fd[0])) == -1, "the disk does not fail");
 	DO(fsync(fd[0]));
 	DO(fdatasync(fd[1]));
