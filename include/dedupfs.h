@@ -537,14 +537,16 @@ loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out
 ssize_t dedupfs_copy_file_range(struct file *in, loff_t pos_in, struct file *out,
 				loff_t pos_out, size_t len, unsigned int flags);
 
-/* extent.c: maps, extents, resolve, prove, join */
+/* map.c, extent.c, baseline.c, join.c, resolve.c */
 /* fiemap.c */
 /* pool.c: entries, fill */
 /* shrink.c */
 /* (declared in pool.h: nothing outside the data path may call them) */
 
-/* pool.c, for stats.c and super.c */
+/* extent.c, for stats.c */
 u64 dedupfs_pool_saved(struct dedupfs_pool *pool);
+
+/* pool.c, for super.c */
 struct dedupfs_pool *dedupfs_pool_get(struct super_block *lower_sb, const char *domain);
 void dedupfs_pool_put(struct dedupfs_pool *pool);
 void dedupfs_pool_set_limit(struct dedupfs_pool *pool, unsigned long limit);

@@ -20,6 +20,7 @@
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
+#include <linux/userfaultfd_k.h>
 #include "pool.h"
 
 /* Longer than a busy disk takes; who deadlocks with himself waits it out once. */
@@ -170,7 +171,8 @@ static enum fault_source make_table(struct vm_fault *vmf)
 	unsigned long addr = vmf->address & PAGE_MASK, none = 0;
 	struct vm_area_struct *vma = vmf->vma;
 
-	if (pmd_trans_huge(*vmf->pmd) || table_can_be_freed(vma, addr))
+	/* What userfaultfd leaves in a table looks like a page to who inserts one. */
+	if (pmd_trans_huge(*vmf->pmd) || table_can_be_freed(vma, addr) || userfaultfd_armed(vma))
 		return FAULT_LOWER;
 	if (likely(!pmd_none(*vmf->pmd)))
 		return FAULT_MAPPED;
@@ -474,8 +476,9 @@ static vm_fault_t page_mkwrite(struct vm_fault *vmf)
 {
 	struct file *file = vmf->vma->vm_file, *lower = READ_ONCE(file->private_data);
 	struct inode *inode = file_inode(file);
-	loff_t pos = (loff_t)vmf->pgoff << PAGE_SHIFT;
 	struct page *page = vmf->page;
+	struct folio *folio = page_folio(page);
+	loff_t pos, last;
 	vm_fault_t ret;
 
 	if (WARN_ON_ONCE(!lower))
@@ -486,7 +489,7 @@ static vm_fault_t page_mkwrite(struct vm_fault *vmf)
 	 * file into this mapping holds its i_rwsem, and our freeze waits for
 	 * that.  The lower filesystem, which is frozen with us, stops the store.
 	 */
-	if (READ_ONCE(page_folio(page)->mapping) != file->f_mapping) {
+	if (READ_ONCE(folio->mapping) != file->f_mapping) {
 		/*
 		 * A pool page, or one that was just truncated: the store comes
 		 * back and finds a page of the lower cache, even if it is one
@@ -500,9 +503,16 @@ static vm_fault_t page_mkwrite(struct vm_fault *vmf)
 		}
 		return VM_FAULT_NOPAGE;
 	}
-	dedupfs_change_begin(inode, pos, pos + PAGE_SIZE - 1);
+	/*
+	 * The lower filesystem makes all of a large folio dirty, and more than
+	 * this page may be mapped writable (a huge page): no other store into
+	 * it need come here.  Our reference keeps it from being split.
+	 */
+	pos = folio_pos(folio);
+	last = pos + folio_size(folio) - 1;
+	dedupfs_change_begin(inode, pos, last);
 	ret = lower_page_mkwrite(vmf, lower);
-	dedupfs_change_end(inode, pos, pos + PAGE_SIZE - 1);
+	dedupfs_change_end(inode, pos, last);
 	return ret;
 }
 
@@ -604,14 +614,15 @@ int dedupfs_mmap(struct file *file, struct vm_area_struct *vma)
 		if (err)
 			return err;
 	}
-	file_accessed(file);
 	if (dedupfs_is_plain(di) ||
 	    (dedupfs_lower_dirty(di->lower) && !(di->map && di->map->nr_extents))) {
 		vma->vm_ops = &plain_vm_ops;
-		return 0;
+	} else {
+		/* vm_insert_pages() wants the first; huge pages would hide pool pages. */
+		vm_flags_set(vma, VM_MIXEDMAP | VM_NOHUGEPAGE);
+		vma->vm_ops = &pooled_vm_ops;
 	}
-	/* vm_insert_pages() wants the first; huge pages would hide pool pages. */
-	vm_flags_set(vma, VM_MIXEDMAP | VM_NOHUGEPAGE);
-	vma->vm_ops = &pooled_vm_ops;
+	/* (It moves the change counter, and what is known by it.) */
+	file_accessed(file);
 	return 0;
 }

@@ -19,8 +19,12 @@
 /* swapon(2) of a 32-bit program, on x86 and on arm64. */
 #define COMPAT_NR_SWAPON	87
 
-#define OPEN_ONLY_FLAGS	(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC)
-#define SETFL_FLAGS	(O_APPEND | O_NONBLOCK | O_NDELAY | O_DIRECT)
+/*
+ * Nor is the lower file open for append: a write that is one says so itself,
+ * and no other goes where it was not announced, whatever F_SETFL says meanwhile.
+ */
+#define OPEN_ONLY_FLAGS	(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_APPEND)
+#define SETFL_FLAGS	(O_NONBLOCK | O_NDELAY | O_DIRECT)
 
 /* fcntl(F_SETFL) changes the upper file alone. */
 static struct file *with_flags_of(const struct file *file, struct file *lower)

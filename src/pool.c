@@ -427,17 +427,28 @@ pgoff_t dedupfs_fill_pages(const struct dedupfs_fill *fill)
 	return fill->nr;
 }
 
-/* A claimed page was published, or given up. */
+/*
+ * Was a claimed page published, or given up?  Once it is it stays so: faults
+ * that copy a published page lock it, too, and wake nobody when they are done.
+ */
+static bool is_over(struct page *page)
+{
+	return PageUptodate(page) || !PageLocked(page);
+}
+
 static void fill_over(struct page *page)
 {
 	unlock_page(page);
-	/* Pairs with who looks at the lock before he sleeps. */
+	/* Pairs with who asks is_over() before he sleeps. */
 	smp_mb__after_atomic();
-	wake_up_bit(&page->flags, PG_locked);
+	wake_up_var(&page->private);
 }
 
-/* In ->private of a claimed page: the disk is at it, and no lock is waited for. */
-#define FILL_ON_ITS_WAY	1
+/*
+ * In ->private of a claimed page: the disk is at it, and no lock is waited for.
+ * No number of valid bytes, which follows.
+ */
+#define FILL_ON_ITS_WAY	(PAGE_SIZE + 1)
 
 /*
  * Longer than it takes to get at the disk.  Who fills for another file may
@@ -458,18 +469,22 @@ static void fill_over(struct page *page)
 int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block)
 {
 	struct page *page;
+	long left = 1;
 	bool filling;
-	int err = 0;
 
 	page = pool_find(pool, block, &filling);
 	if (!page)
 		return 0;
 	while (filling) {
-		err = wait_on_bit_timeout(&page->flags, PG_locked, TASK_KILLABLE, FILL_WAIT);
-		filling = err == -EAGAIN && READ_ONCE(page->private) == FILL_ON_ITS_WAY;
+		left = ___wait_var_event(&page->private, ___wait_cond_timeout(is_over(page)),
+					 TASK_KILLABLE, 0, FILL_WAIT,
+					 __ret = schedule_timeout(__ret));
+		filling = !left && READ_ONCE(page->private) == FILL_ON_ITS_WAY;
 	}
 	put_page(page);
-	return err;
+	if (left < 0)
+		return -EINTR;
+	return left ? 0 : -EAGAIN;
 }
 
 static void unclaim(struct dedupfs_fill *fill, unsigned int i)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The data path's own interface: maps and extents (extent.c), the FIEMAP
- * observer (fiemap.c), entries and fills (pool.c), eviction (shrink.c).
+ * The data path's own interface: maps (map.c), their extents (extent.c) and
+ * baselines (baseline.c), resolve (resolve.c), the FIEMAP observer (fiemap.c),
+ * entries and fills (pool.c), eviction (shrink.c).
  * Only those files and read.c, fault.c, write.c, remap.c, file.c call these.
  */
 #ifndef DEDUPFS_POOL_H
@@ -40,31 +41,37 @@ int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
 		   struct dedupfs_phys *out, unsigned int max, bool *whole);
 bool dedupfs_fiemap_works(struct inode *lower);
 
-/* extent.c */
+/* map.c */
 struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di);
 void dedupfs_map_leave(struct dedupfs_inode *di);
 void dedupfs_map_put(struct dedupfs_map *map);
+void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower);
 int dedupfs_maps_init(struct dedupfs_pool *pool);
 void dedupfs_maps_destroy(struct dedupfs_pool *pool);
 void dedupfs_maps_reap(struct dedupfs_pool *pool);
+
+/* extent.c */
 bool dedupfs_map_lookup(struct dedupfs_map *map, pgoff_t index, struct dedupfs_range *r);
 unsigned int dedupfs_mapping_begin(struct dedupfs_map *map);
 void dedupfs_mapping_end(struct dedupfs_map *map, unsigned int turn);
 void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
-void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
-void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index);
-void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower);
-void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
-void dedupfs_decide(struct inode *inode);
-int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr);
 void dedupfs_drop_stale(struct dedupfs_map *map);
-void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time);
+void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index);
+void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next);
 void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block);
+
+/* baseline.c */
 bool dedupfs_lower_dirty(struct inode *lower);
 bool dedupfs_lower_failed(struct inode *lower);
 pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max);
 bool dedupfs_foreign_mapping(struct dedupfs_map *map);
+
+/* resolve.c */
+void dedupfs_decide(struct inode *inode);
+int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr);
+void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
+void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time);
 
 /* Has anybody but us the lower file open for writing? */
 static inline bool dedupfs_foreign_writers(struct dedupfs_map *map)
@@ -90,8 +97,6 @@ bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page);
 bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr);
 bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr);
-u64 dedupfs_pool_saved(struct dedupfs_pool *pool);
-
 void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower);
 
 /* pool.c: fill */

@@ -317,6 +317,22 @@ static void write_range(struct kiocb *iocb, struct iov_iter *iter, loff_t *start
 	*last = append ? LLONG_MAX : iocb->ki_pos + iov_iter_count(iter) - 1;
 }
 
+/*
+ * An append is announced from the end of the file on.  If that came down
+ * before everybody could see that the file changes, it begins there.
+ */
+static void announce_end(struct inode *inode, loff_t *start)
+{
+	loff_t end = dedupfs_change_start(inode, LLONG_MAX);
+	struct dedupfs_map *map = DEDUPFS_I(inode)->map;
+
+	if (end >= *start)
+		return;
+	dedupfs_note_change(map, end >> PAGE_SHIFT, *start >> PAGE_SHIFT);
+	dedupfs_detach(map, end >> PAGE_SHIFT, *start >> PAGE_SHIFT);
+	*start = end;
+}
+
 /**
  * dedupfs_write_iter - ->write_iter
  * @iocb:	of the upper file
@@ -354,6 +370,8 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 	}
 	write_range(iocb, iter, &start, &last);
 	dedupfs_change_begin(inode, start, last);
+	if (iocb->ki_flags & IOCB_APPEND)
+		announce_end(inode, &start);
 	if (aio)
 		return submit_aio(aio, iocb, iter, lower, true, start, last);
 	lower_kiocb(&kiocb, iocb, lower);

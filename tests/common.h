@@ -655,9 +655,13 @@ __maybe_unused static void take_space(const char *path, size_t leave)
 	close(fd);
 }
 
-/* Pages of a file that lie on blocks of @was: the first run of them, in pages. */
+/*
+ * Pages of a file that lie on blocks of @was: the first run of them, in pages,
+ * where it was, and where it is now.
+ */
 __maybe_unused
-static size_t run_on(const struct fiemap_extent *was, long n, const char *path, size_t *first)
+static size_t run_on(const struct fiemap_extent *was, long n, const char *path, size_t *first,
+		     size_t *now_at)
 {
 	struct fiemap_extent is[8];
 	uint64_t from, to;
@@ -674,6 +678,8 @@ static size_t run_on(const struct fiemap_extent *was, long n, const char *path, 
 			if (from >= to)
 				continue;
 			*first = (was[k].fe_logical + from - was[k].fe_physical) / PAGE;
+			if (now_at)
+				*now_at = (is[j].fe_logical + from - is[j].fe_physical) / PAGE;
 			return (to - from) / PAGE;
 		}
 	}

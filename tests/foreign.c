@@ -631,7 +631,7 @@ TEST(blocks_of_a_cut_file_used_by_others)
 	for (gen = 0; gen < 16 || (!reused && gen < 80); gen++) {
 		make_file(low("g%d", gen % 2), size, gen);
 		make_clone(low("g%d", gen % 2), low("h%d", gen % 2));
-		reused += run_on(was, n, low("g%d", gen % 2), &first) > 0;
+		reused += run_on(was, n, low("g%d", gen % 2), &first, NULL) > 0;
 		check_pair(_metadata, gen);
 		n = fiemap(low("g%d", gen % 2), was, 8);
 		ASSERT_LT(0, n);
@@ -686,10 +686,10 @@ TEST(moved_in_silence)
 	/* (What cannot be compressed is written anew as it is.) */
 	ASSERT_EQ(0, shell("btrfs filesystem defragment -czstd -f %s", low("y")));
 	sync();
-	ASSERT_EQ(0, run_on(was, n, low("y"), &first)) TH_LOG("it was not moved");
+	ASSERT_EQ(0, run_on(was, n, low("y"), &first, NULL)) TH_LOG("it was not moved");
 	for (i = 0; i < 24 && !run; i++) {
 		make_file(low("z%d", i), size, 10 + i);
-		run = run_on(was, n, low("z%d", i), &first);
+		run = run_on(was, n, low("z%d", i), &first, NULL);
 	}
 	z = i - 1;
 	ASSERT_LT(0, run) TH_LOG("its blocks were not used again: this proves nothing");
@@ -713,6 +713,96 @@ TEST(moved_in_silence)
 		unlink(low("z%d", i));
 	unlink(low("y"));
 	unlink(low("filler"));
+}
+
+/*
+ * The same within one file: a part of it moves to where another part of it was.
+ * Who looks at the one finds out about it, and not about the other.
+ */
+static void moved_within(struct __test_metadata *_metadata, bool filled)
+{
+	const size_t half = 256 * PAGE, size = 2 * half;
+	struct fiemap_extent was[8];
+	size_t first, at, run = 0;
+	char *seen = malloc(size), *map;
+	long n, attached, stale;
+	int i, fd;
+
+	/* Each half has extents of its own, or the blocks would not be free. */
+	fd = open(low("y"), O_RDWR | O_CREAT | O_TRUNC, 0644);
+	fill(seen, size, 1, 0);
+	write_all(fd, seen, half, 0);
+	ASSERT_EQ(0, fsync(fd));
+	n = fiemap(low("y"), was, 8);
+	ASSERT_LT(0, n);
+	write_all(fd, seen + half, half, half);
+	ASSERT_EQ(0, fsync(fd));
+	close(fd);
+	take_space(low("filler"), 16 * MiB);
+	ASSERT_TRUE(empty_pool(0));
+	fd = open(up("y"), O_RDONLY);
+	ASSERT_EQ(size, pread(fd, seen, size, 0));
+	ASSERT_EQ(-1, mismatch(seen, size, 1, 0));
+	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	attached = pool("attachments");
+	ASSERT_LT(0, attached);
+	ASSERT_TRUE(empty_pool(attached));
+	posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+	if (filled)
+		ASSERT_EQ(half, pread(fd, seen, half, 0));
+	ASSERT_EQ(filled ? half / PAGE : 0, pool("pages"));
+	stale = pool("stale");
+
+	ASSERT_EQ(0, shell("btrfs filesystem defragment -czstd -f -s 0 -l %zu %s", half, low("y")));
+	sync();
+	ASSERT_EQ(0, run_on(was, n, low("y"), &first, &at)) TH_LOG("it was not moved");
+	/* What it leaves stays in use by a clone, until there is no other place. */
+	for (i = 0; i < 24 && !run; i++) {
+		make_clone(low("y"), low("z%d", i));
+		ASSERT_EQ(0, shell("btrfs filesystem defragment -czstd -f -s %zu -l %zu %s",
+				   half, half, low("y")));
+		sync();
+		run = run_on(was, n, low("y"), &first, &at);
+	}
+	ASSERT_LT(0, run) TH_LOG("its blocks were not used again: this proves nothing");
+	TH_LOG("pages %zu+%zu have the blocks of pages %zu", at, run, first);
+	ASSERT_LE(half / PAGE, at);
+	ASSERT_EQ(attached, pool("attachments"));
+
+	EXPECT_EQ((ssize_t)(run * PAGE), pread(fd, seen, run * PAGE, at * PAGE));
+	EXPECT_EQ(-1, mismatch(seen, run * PAGE, 1, at * PAGE)) TH_LOG("the part that moved there");
+	EXPECT_EQ((ssize_t)(run * PAGE), pread(fd, seen, run * PAGE, first * PAGE));
+	EXPECT_EQ(-1, mismatch(seen, run * PAGE, 1, first * PAGE)) TH_LOG("the part that was there");
+	EXPECT_EQ(-1, mismatch(map, size, 1, 0)) TH_LOG("mapped");
+	EXPECT_EQ(size, pread(fd, seen, size, 0));
+	EXPECT_EQ(-1, mismatch(seen, size, 1, 0));
+	EXPECT_EQ(stale, pool("stale")) TH_LOG("the counter moved: this proves nothing");
+	munmap(map, size);
+	close(fd);
+	free(seen);
+	while (i--)
+		unlink(low("z%d", i));
+	unlink(low("y"));
+	unlink(low("filler"));
+}
+
+TEST(moved_within_a_file)
+{
+	if (!btrfs)
+		SKIP(return, "XFS moves the counter");
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	moved_within(_metadata, false);
+}
+
+TEST(moved_within_a_file_that_is_cached)
+{
+	if (!btrfs)
+		SKIP(return, "XFS moves the counter");
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	moved_within(_metadata, true);
 }
 
 /*

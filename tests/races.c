@@ -156,6 +156,44 @@ TEST_F(clones, read_while_it_is_written)
 	close(fd);
 }
 
+/* Write a page past the page cache: to the block that it has, where nobody shares that. */
+static int write_page_of_a_directly(int page)
+{
+	char *buf = aligned_alloc(PAGE, PAGE);
+	int fd = open(up("a"), O_RDWR | O_DIRECT);
+
+	fill(buf, PAGE, 8, page * PAGE);
+	return pwrite(fd, buf, PAGE, page * PAGE) != PAGE;
+}
+
+/*
+ * Rule 9, where nothing but the word of a change tells of it: the block is
+ * shared when a reader comes, and overwritten in place when its twin is gone.
+ */
+TEST_F(clones, written_in_place_once_the_twin_is_gone)
+{
+	int round, page, fd, dir = open(up(""), O_RDONLY | O_DIRECTORY), i;
+	char buf[PAGE];
+
+	fd = open(up("a"), O_RDONLY);
+	for (round = 0; round < 4; round++) {
+		page = 5 + 31 * round;
+		ASSERT_EQ(-1, differs_from(up("b"), want, SIZE));
+		ASSERT_EQ(-1, differs_from(up("a"), want, SIZE));
+		slow_begin("slow-write", write_page_of_a_directly, page);
+		for (i = 0; i < 3; i++)
+			ASSERT_EQ(PAGE, pread(fd, buf, PAGE, page * PAGE));
+		ASSERT_EQ(0, unlink(up("b")));
+		ASSERT_EQ(0, syncfs(dir));
+		EXPECT_EQ(0, slow_end());
+		fill(want + page * PAGE, PAGE, 8, page * PAGE);
+		ASSERT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d", page);
+		make_clone(low("a"), low("b"));
+	}
+	close(fd);
+	close(dir);
+}
+
 /* --- a writer in the middle of a write --------------------------------------- */
 
 static struct {
@@ -322,7 +360,7 @@ static void used_by_another(struct __test_metadata *_metadata, const char *slow,
 		for (i = 0, run = 0; i < 8 && !run; i++) {
 			snprintf(name, sizeof(name), "z%d", i);
 			make_file(low("%s", name), SIZE, 10 + i);
-			run = run_on(was, n, low("%s", name), &first);
+			run = run_on(was, n, low("%s", name), &first, NULL);
 			if (run && (first > VICTIM || first + run <= VICTIM))
 				run = 0;
 		}

@@ -228,4 +228,47 @@ TEST_F(file, moves_the_times)
 	EXPECT_EQ(lst.st_ctim.tv_nsec, st.st_ctim.tv_nsec);
 }
 
+#define HUGE	(2UL << 20)
+
+/*
+ * One store makes a huge page writable, and those beside it ask nobody: in
+ * what others have mapped of the file, and of the pool, they are seen as well.
+ */
+TEST(stores_beside_the_first_one)
+{
+	size_t size = 2 * HUGE;
+	long huge = vmstat("thp_file_mapped");
+	volatile char *map, *other;
+	char *room, want;
+
+	make_file(low("a"), size, 1);
+	sync();
+	drop_caches("3");
+	room = mmap(NULL, 2 * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	room = (char *)(((uintptr_t)room + HUGE - 1) & -HUGE);
+	int fd = open(up("a"), O_RDWR);
+
+	map = mmap(room, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	if (madvise((void *)map, HUGE, MADV_HUGEPAGE))
+		SKIP(goto out, "no huge pages");
+	make_clone(up("a"), up("twin"));
+	ASSERT_EQ(-1, check_file(up("twin"), size, 1));
+	ASSERT_EQ(-1, check_file(up("a"), size, 1));
+	other = map_file(up("a"), HUGE, PROT_READ, MAP_SHARED);
+	touch((char *)other, HUGE);
+	want = ~other[100 * PAGE + 7];
+	map[0] = 1;
+	map[100 * PAGE + 7] = want;
+	EXPECT_EQ(want, other[100 * PAGE + 7]);
+	EXPECT_EQ(1, other[0]);
+	EXPECT_EQ(-1, check_file(up("twin"), size, 1));
+	if (vmstat("thp_file_mapped") == huge)
+		SKIP(goto out, "it was not mapped by a huge page");
+out:
+	close(fd);
+	unlink(low("a"));
+	unlink(low("twin"));
+}
+
 TEST_HARNESS_MAIN

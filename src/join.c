@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Join: attach a file to blocks that others share.
+ *
+ * What makes sharing safe: an extent is attached, and a page is published,
+ * only while every extent that covers the page's block is known to have that
+ * page's content.  On XFS a counter that did not move proves it; on btrfs the
+ * mapping moves without the counter (balance, defragment), so there an extent
+ * is a witness only after it was FIEMAPped again, and whoever publishes a page
+ * detaches all other extents of its block (they join again).
+ *
+ * Locks: map->fill_sem -> pool->sem -> map->attach_mutex -> map->lock.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include "extent.h"
+#include "trace.h"
+
+/** dedupfs_put_witnesses - let go of those that were found */
+void dedupfs_put_witnesses(struct dedupfs_window *w)
+{
+	while (w->nr_witnesses)
+		dedupfs_map_put(w->witness[--w->nr_witnesses].map);
+}
+
+/*
+ * The next part of a range, from @pos on, that the file is not attached to
+ * already.  Where it is, and its counter did not move, it is its own witness.
+ * Return: false at the end.
+ */
+static bool next_new_part(const struct dedupfs_window *w, const struct dedupfs_range *r,
+			  pgoff_t *pos, struct dedupfs_range *part)
+{
+	pgoff_t end = r->index + r->nr;
+	struct dedupfs_range now;
+
+	while (*pos < end && dedupfs_map_lookup(w->map, *pos, &now) &&
+	       now.reason == DEDUPFS_POOLED && now.block == r->block + (*pos - r->index))
+		*pos += now.nr;
+	if (*pos >= end)
+		return false;
+	*part = *r;
+	part->index = *pos;
+	part->block += *pos - r->index;
+	part->nr = end - *pos;
+	for (; *pos < end; *pos += now.nr) {
+		struct dedupfs_extent *ext = dedupfs_extent_at_or_after(w->map, *pos);
+
+		/* Unknown, or of another kind: part of the answer. */
+		if (!ext || ext->index >= end) {
+			*pos = end;
+			break;
+		}
+		*pos = max(*pos, ext->index);
+		if (ext->reason == DEDUPFS_POOLED &&
+		    ext->block - ext->index == r->block - r->index)
+			break;
+		now.nr = ext->index + ext->nr - *pos;
+	}
+	*pos = min(*pos, end);
+	part->nr = *pos - part->index;
+	return true;
+}
+
+/* Choose extents, of whatever file, that together cover a range's present pages. */
+static void choose_witnesses(struct dedupfs_window *w, const struct dedupfs_range *r)
+{
+	u64 block = r->block, end = r->block + r->nr, from;
+	struct dedupfs_extent *ext, *best;
+	struct dedupfs_witness *x;
+
+	while (block < end && w->nr_witnesses < ARRAY_SIZE(w->witness)) {
+		best = NULL;
+		for (ext = dedupfs_attached_first(w->pool, block, end - 1); ext;
+		     ext = dedupfs_attached_next(ext, block, end - 1)) {
+			if (!dedupfs_map_valid(ext->map))
+				continue;
+			if (best && ext->block > block && ext->block >= best->block)
+				continue;
+			if (!best || dedupfs_block_last(ext) > dedupfs_block_last(best))
+				best = ext;
+		}
+		if (!best)
+			return;
+		from = max(block, best->block);
+		x = &w->witness[w->nr_witnesses++];
+		refcount_inc(&best->map->ref);
+		x->map = best->map;
+		x->r.index = best->index + (from - best->block);
+		x->r.block = from;
+		x->r.nr = min(end, dedupfs_block_last(best) + 1) - from;
+		x->r.reason = DEDUPFS_POOLED;
+		block = from + x->r.nr;
+	}
+}
+
+/* Does the witness's file still map the blocks?  (Rule 6, on btrfs.) */
+static bool witness_holds(struct dedupfs_window *w, struct dedupfs_witness *x)
+{
+	return dedupfs_still_maps(x->map->lower, &x->r, w->phys) && dedupfs_map_valid(x->map);
+}
+
+/**
+ * dedupfs_find_witnesses - prove what is in the pool for a window's blocks
+ * @w:		resolved window
+ *
+ * Through extents of other files, FIEMAPped again (rule 6).
+ *
+ * Context: may sleep; no pool->sem; takes the i_rwsem (shared) of other lower
+ * files, one at a time.
+ */
+void dedupfs_find_witnesses(struct dedupfs_window *w)
+{
+	struct dedupfs_range part;
+	unsigned int i, kept = 0;
+	pgoff_t pos;
+
+	down_read(&w->pool->sem);
+	for (i = 0; i < w->nr_ranges; i++) {
+		if (w->ranges[i].reason != DEDUPFS_POOLED)
+			continue;
+		pos = w->ranges[i].index;
+		while (next_new_part(w, &w->ranges[i], &pos, &part))
+			if (dedupfs_pool_any(w->pool, part.block, part.nr))
+				choose_witnesses(w, &part);
+	}
+	up_read(&w->pool->sem);
+
+	for (i = 0; i < w->nr_witnesses; i++) {
+		if (witness_holds(w, &w->witness[i])) {
+			w->witness[kept++] = w->witness[i];
+			continue;
+		}
+		dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
+		dedupfs_map_put(w->witness[i].map);
+	}
+	w->nr_witnesses = kept;
+}
+
+/* Is @ext among the proven witnesses for all of [block, last]? */
+static bool proven(const struct dedupfs_window *w, struct dedupfs_extent *ext, u64 block, u64 last)
+{
+	const struct dedupfs_witness *x;
+	unsigned int i;
+
+	if (!dedupfs_map_valid(ext->map))
+		return false;
+	if (w->pool->counter_tells_mapping)
+		return true;
+	for (i = 0; i < w->nr_witnesses; i++) {
+		x = &w->witness[i];
+		if (x->map == ext->map && x->r.block <= block &&
+		    x->r.block + x->r.nr > last &&
+		    x->r.block - x->r.index == ext->block - ext->index)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The first part of what an extent has of [block, last] of which nobody knows
+ * that it is still true.  What this very window is proven by has been FIEMAPped;
+ * what the same file is attached to elsewhere has not.
+ */
+static bool unproven_part(const struct dedupfs_window *w, struct dedupfs_extent *ext,
+			  u64 block, u64 last, struct dedupfs_range *part)
+{
+	pgoff_t end;
+
+	part->block = max(block, ext->block);
+	part->nr = min(last, dedupfs_block_last(ext)) + 1 - part->block;
+	part->index = ext->index + (part->block - ext->block);
+	if (proven(w, ext, part->block, part->block + part->nr - 1))
+		return false;
+	if (ext->map != w->map)
+		return true;
+	end = w->index + w->nr;
+	if (part->index < w->index) {
+		part->nr = min(part->nr, w->index - part->index);
+		return true;
+	}
+	if (part->index + part->nr <= end)
+		return false;
+	if (part->index < end) {
+		part->nr -= end - part->index;
+		part->index = end;
+	}
+	return true;
+}
+
+/*
+ * Detach extents from [block, last] unless they are proven.
+ * Return: 0, or -ENOSPC when there was no room to note what must be zapped.
+ */
+static int detach_unproven(struct dedupfs_window *w, u64 block, u64 last)
+{
+	struct dedupfs_extent *ext;
+	struct dedupfs_range part;
+	pgoff_t end;
+	/* Not known yet.  They are not while they are being filled by who calls. */
+	int published = -1;
+
+	ext = dedupfs_attached_first(w->pool, block, last);
+	while (ext) {
+		if (!unproven_part(w, ext, block, last, &part)) {
+			ext = dedupfs_attached_next(ext, block, last);
+			continue;
+		}
+		if (dedupfs_zap_list_full(&w->zaps))
+			return -ENOSPC;
+		if (published < 0)
+			published = dedupfs_pool_any(w->pool, block, last - block + 1);
+		end = part.index + part.nr - 1;
+		if (!dedupfs_map_valid(ext->map))
+			dedupfs_map_kill(ext->map, &w->zaps);
+		else if (published)
+			dedupfs_detach_later(&w->zaps, ext->map, part.index, end);
+		else
+			dedupfs_detach_unpublished(&w->zaps, ext->map, part.index, end);
+		/* The tree changed under the walk. */
+		ext = dedupfs_attached_first(w->pool, block, last);
+	}
+	return 0;
+}
+
+/* The window ends before @end, and so does @part, which is of its ranges. */
+static void clip_window(struct dedupfs_window *w, struct dedupfs_range *part, pgoff_t end)
+{
+	struct dedupfs_range *r;
+
+	w->nr = end - w->index;
+	part->nr = end - part->index;
+	while (w->nr_ranges) {
+		r = &w->ranges[w->nr_ranges - 1];
+		if (r->index < end) {
+			r->nr = min(r->nr, end - r->index);
+			break;
+		}
+		w->nr_ranges--;
+	}
+}
+
+/*
+ * Runs of published pages in a range that no proven witness covers.  Beyond
+ * what was asked for there are always some while others read the same blocks:
+ * the window ends there, and what comes then is resolved when it is wanted.
+ */
+static int drop_unproven(struct dedupfs_window *w, struct dedupfs_range *r)
+{
+	u64 block = r->block, end = r->block + r->nr;
+	unsigned int i;
+	pgoff_t page;
+	int err;
+
+	if (w->pool->counter_tells_mapping)
+		return detach_unproven(w, block, end - 1);
+	while (block < end) {
+		const struct dedupfs_witness *x = NULL;
+		u64 next = end;
+
+		for (i = 0; i < w->nr_witnesses; i++) {
+			u64 xend = w->witness[i].r.block + w->witness[i].r.nr;
+
+			if (!dedupfs_map_valid(w->witness[i].map))
+				continue;
+			if (w->witness[i].r.block <= block && xend > block)
+				x = &w->witness[i];
+			else if (w->witness[i].r.block > block)
+				next = min(next, w->witness[i].r.block);
+		}
+		if (x) {
+			/* It must be attached to these blocks to this moment. */
+			struct dedupfs_range now;
+			pgoff_t index = x->r.index + (block - x->r.block);
+
+			next = min(end, x->r.block + x->r.nr);
+			if (dedupfs_map_lookup(x->map, index, &now) &&
+			    now.reason == DEDUPFS_POOLED && now.block == block) {
+				block = min_t(u64, next, block + now.nr);
+				continue;
+			}
+			next = block + 1;
+		}
+		if (dedupfs_pool_any(w->pool, block, next - block)) {
+			page = r->index + (block - r->block);
+			if (page > w->index && page >= w->index + w->filled) {
+				clip_window(w, r, page);
+				return 0;
+			}
+			/* Filled since the witnesses were chosen: choose again. */
+			if (!w->last_try)
+				return -EAGAIN;
+			err = detach_unproven(w, block, next - 1);
+			if (err)
+				return err;
+		}
+		block = next;
+	}
+	return 0;
+}
+
+/* Put a range into the map where nothing is known yet; known parts stay. */
+static int insert_range(struct dedupfs_window *w, const struct dedupfs_range *r)
+{
+	pgoff_t pos = r->index, end = r->index + r->nr;
+	struct dedupfs_extent *ext, *prev;
+	struct dedupfs_range part;
+	struct rb_node *node;
+
+	while (pos < end) {
+		ext = dedupfs_extent_at_or_after(w->map, pos);
+		if (ext && ext->index <= pos) {
+			pos = ext->index + ext->nr;
+			continue;
+		}
+		part = *r;
+		part.index = pos;
+		part.nr = (ext ? min(ext->index, end) : end) - pos;
+		if (r->reason == DEDUPFS_POOLED)
+			part.block += pos - r->index;
+		node = ext ? rb_prev(&ext->file_node) : rb_last(&w->map->extents);
+		prev = node ? rb_entry(node, struct dedupfs_extent, file_node) : NULL;
+		if (prev && prev->index + prev->nr == pos && prev->reason == r->reason &&
+		    (r->reason != DEDUPFS_POOLED || prev->block + prev->nr == part.block))
+			dedupfs_extent_resize(w->map, prev, prev->index, prev->nr + part.nr);
+		else if (!dedupfs_extent_add(w->map, &part))
+			return -ENOMEM;
+		pos += part.nr;
+	}
+	return 0;
+}
+
+/* Does every range say what the map already says where it says something? */
+static bool agrees(struct dedupfs_window *w)
+{
+	struct dedupfs_range now;
+	unsigned int i;
+	pgoff_t pos, end;
+
+	for (i = 0; i < w->nr_ranges; i++) {
+		const struct dedupfs_range *r = &w->ranges[i];
+
+		end = r->index + r->nr;
+		for (pos = r->index; pos < end; ) {
+			struct dedupfs_extent *ext = dedupfs_extent_at_or_after(w->map, pos);
+
+			if (!ext || ext->index >= end)
+				break;
+			pos = max(pos, ext->index);
+			if (!dedupfs_map_lookup(w->map, pos, &now))
+				break;
+			if (now.reason != r->reason ||
+			    (r->reason == DEDUPFS_POOLED &&
+			     now.block != r->block + (pos - r->index)))
+				return false;
+			pos += now.nr;
+		}
+	}
+	return true;
+}
+
+/* Is the window as it was when it was sampled?  pool->sem held for writing. */
+static bool still_true(struct dedupfs_window *w)
+{
+	struct inode *lower = w->di->lower;
+	bool clean;
+
+	if (atomic_read(&w->map->changing) ||
+	    atomic_read(&w->map->change_seq) != w->change_seq)
+		return false;
+	if (READ_ONCE(w->map->baseline) != w->baseline || !dedupfs_map_valid(w->map))
+		return false;
+	/* Dirty pages of a tracked file are ours, and elsewhere. */
+	if (READ_ONCE(w->map->tracked))
+		clean = dedupfs_clean_pages(lower, w->index, w->nr) == w->nr;
+	else
+		clean = !dedupfs_lower_dirty(lower);
+	return clean && !dedupfs_lower_failed(lower);
+}
+
+/**
+ * dedupfs_attach - attach a window's ranges and publish what was filled
+ * @w:		window, resolved (again, after a fill)
+ * @fill:	what was read for it, or NULL
+ *
+ * All or nothing.  Invariant, before and after: every extent that covers a
+ * published page has that page's content.
+ *
+ * Context: may sleep; map->fill_sem held (read).
+ * Return: 0, -ENOSPC (call again), -EAGAIN (choose witnesses again), -ESTALE,
+ * -ENOMEM.
+ */
+int dedupfs_attach(struct dedupfs_window *w, struct dedupfs_fill *fill)
+{
+	unsigned int i, pos = 0, joins = 0;
+	struct dedupfs_range part;
+	bool there;
+	int err = -ESTALE;
+	u64 block, nr;
+	pgoff_t at;
+
+	down_write(&w->pool->sem);
+	mutex_lock(&w->map->attach_mutex);
+	if (!still_true(w))
+		goto out;
+	if (!agrees(w)) {
+		/* btrfs moved the mapping in silence: what we knew is void. */
+		dedupfs_detach_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
+		err = -EAGAIN;
+		goto out;
+	}
+	for (i = 0; i < w->nr_ranges; i++) {
+		if (w->ranges[i].reason != DEDUPFS_POOLED)
+			continue;
+		for (at = w->ranges[i].index; next_new_part(w, &w->ranges[i], &at, &part); ) {
+			there = dedupfs_pool_any(w->pool, part.block, part.nr);
+			err = drop_unproven(w, &part);
+			if (err)
+				goto out;
+			if (!there || !part.nr)
+				continue;
+			if (dedupfs_pool_any(w->pool, part.block, part.nr))
+				joins++;
+			else
+				dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
+		}
+	}
+	if (fill) {
+		while (dedupfs_fill_next_range(fill, &block, &nr, &pos)) {
+			err = detach_unproven(w, block, block + nr - 1);
+			if (err)
+				goto out;
+		}
+	}
+	for (i = 0, err = 0; i < w->nr_ranges && !err; i++) {
+		err = insert_range(w, &w->ranges[i]);
+		if (!err && w->ranges[i].reason == DEDUPFS_POOLED)
+			trace_dedupfs_attach(w->di->lower, w->ranges[i].index, w->ranges[i].nr,
+					     w->ranges[i].block, fill);
+	}
+	if (err) {
+		dedupfs_detach_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
+		goto out;
+	}
+	if (fill)
+		dedupfs_fill_publish(fill);
+	dedupfs_count(w->pool, DEDUPFS_JOINS, joins);
+	w->joined = joins;
+out:
+	mutex_unlock(&w->map->attach_mutex);
+	up_write(&w->pool->sem);
+	dedupfs_zap_all(&w->zaps);
+	return err;
+}

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Maps: what is known of one lower inode, found by whoever has it.
+ *
+ * A map belongs to one lower inode.  Its extents (extent.c) say where the data
+ * is.  All of them are true while the lower change counter equals the map's
+ * baseline (rules 3 and 5; baseline.c), and no longer.  Several upper inodes
+ * may use one map, and it outlives them while pages of it are in the pool.
+ */
+#define pr_fmt(fmt) "dedupfs: " fmt
+
+#include <linux/dcache.h>
+#include <linux/exportfs.h>
+#include <linux/magic.h>
+#include <linux/slab.h>
+#include "extent.h"
+
+static const struct rhashtable_params map_params = {
+	.key_len	= sizeof(struct inode *),
+	.key_offset	= offsetof(struct dedupfs_map, lower),
+	.head_offset	= offsetof(struct dedupfs_map, node),
+	/* 32 KiB.  Trees have thousands of files; growing is dear. */
+	.min_size	= 4096,
+	.automatic_shrinking = true,
+};
+
+/** dedupfs_maps_init - of a new pool.  Return: 0 or -ENOMEM. */
+int dedupfs_maps_init(struct dedupfs_pool *pool)
+{
+	INIT_LIST_HEAD(&pool->map_list);
+	return rhashtable_init(&pool->maps, &map_params);
+}
+
+static struct dedupfs_map *map_find(struct dedupfs_pool *pool, struct inode *lower)
+{
+	lockdep_assert_held(&pool->sem);
+	return rhashtable_lookup_fast(&pool->maps, &lower, map_params);
+}
+
+static struct dedupfs_map *map_new(struct dedupfs_pool *pool, struct inode *lower)
+{
+	struct dedupfs_map *map;
+
+	/* As in dedupfs_extent_add(). */
+	map = kzalloc(sizeof(*map), GFP_NOIO);
+	if (!map)
+		return NULL;
+	refcount_set(&map->ref, 1);
+	map->pool = pool;
+	ihold(lower);
+	map->lower = lower;
+	map->baseline = DEDUPFS_UNARMED;
+	spin_lock_init(&map->lock);
+	seqcount_spinlock_init(&map->seq, &map->lock);
+	map->extents = RB_ROOT;
+	mutex_init(&map->attach_mutex);
+	map->unstable_until = jiffies;
+	map->wrote_first = ULONG_MAX;
+	mutex_init(&map->zap_mutex);
+	init_rwsem(&map->fill_sem);
+	return map;
+}
+
+/**
+ * dedupfs_map_put - drop a reference; the last one lets go of the lower inode
+ * @map:	map
+ *
+ * Context: may sleep; no pool->sem.
+ */
+void dedupfs_map_put(struct dedupfs_map *map)
+{
+	if (!refcount_dec_and_test(&map->ref))
+		return;
+	WARN_ON_ONCE(map->nr_extents);
+	dedupfs_mark_remove(map);
+	iput(map->lower);
+	kfree_rcu(map, rcu);
+}
+
+/**
+ * dedupfs_map_get - the map of an upper inode, made at need
+ * @di:		regular upper inode
+ *
+ * Finds the map that another upper inode of the same lower one has, or that
+ * an earlier upper inode left because pages of it are still in the pool.
+ *
+ * Context: may sleep.
+ * Return: the map, valid while the upper inode is, or NULL without memory.
+ */
+struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di)
+{
+	struct dedupfs_pool *pool = dedupfs_pool(&di->vfs_inode);
+	struct dedupfs_map *map = READ_ONCE(di->map);
+
+	if (likely(map))
+		return map;
+
+	down_write(&pool->sem);
+	map = di->map;
+	if (map)
+		goto out;
+	map = map_find(pool, di->lower);
+	if (!map) {
+		map = map_new(pool, di->lower);
+		if (!map)
+			goto out;
+		if (rhashtable_insert_fast(&pool->maps, &map->node, map_params)) {
+			up_write(&pool->sem);
+			dedupfs_map_put(map);
+			return NULL;
+		}
+		list_add_tail(&map->list, &pool->map_list);
+	}
+	map->users++;
+	spin_lock(&di->vfs_inode.i_lock);
+	atomic_add(di->writers, &map->writers);
+	/* Pairs with READ_ONCE(): the map is seen whole. */
+	smp_store_release(&di->map, map);
+	spin_unlock(&di->vfs_inode.i_lock);
+out:
+	up_write(&pool->sem);
+	return map;
+}
+
+/**
+ * dedupfs_map_changed_elsewhere - a file is changed through another pool
+ * @pool:	pool whose map, if any, must not be carried over that, and has
+ *		nothing mapped any more once it has happened
+ * @lower:	lower inode
+ *
+ * Context: may sleep; may be a fault (that is not mapping).
+ */
+void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower)
+{
+	struct dedupfs_map *map;
+
+	down_read(&pool->sem);
+	map = map_find(pool, lower);
+	if (map) {
+		refcount_inc(&map->ref);
+		spin_lock(&map->lock);
+		WRITE_ONCE(map->foreign, true);
+		spin_unlock(&map->lock);
+	}
+	up_read(&pool->sem);
+	if (!map)
+		return;
+	dedupfs_drop_if_stale(map);
+	dedupfs_map_put(map);
+}
+
+/* pool->sem held for writing.  The caller puts @map. */
+static void map_remove(struct dedupfs_map *map)
+{
+	struct dedupfs_pool *pool = map->pool;
+	pgoff_t last = ULONG_MAX;
+
+	/* No upper inode, so no mapping. */
+	dedupfs_detach_extents(map, 0, &last);
+	rhashtable_remove_fast(&pool->maps, &map->node, map_params);
+	list_del(&map->list);
+}
+
+static bool map_has_pages(struct dedupfs_map *map)
+{
+	struct dedupfs_extent *ext;
+	struct rb_node *node;
+
+	for (node = rb_first(&map->extents); node; node = rb_next(node)) {
+		ext = rb_entry(node, struct dedupfs_extent, file_node);
+		if (ext->reason == DEDUPFS_POOLED &&
+		    dedupfs_pool_any(map->pool, ext->block, ext->nr))
+			return true;
+	}
+	return false;
+}
+
+#define REAP_INTERVAL	(5 * HZ)
+
+/**
+ * dedupfs_map_leave - an upper inode is evicted
+ * @di:		upper inode
+ *
+ * The map stays while pages of it are in the pool, so that hot pages do not
+ * die with a dentry; it goes at once if the lower file was unlinked.
+ *
+ * Context: may sleep; may be in reclaim without __GFP_FS.
+ */
+void dedupfs_map_leave(struct dedupfs_inode *di)
+{
+	struct dedupfs_map *map = di->map;
+	struct dedupfs_pool *pool;
+	bool put = false;
+
+	if (!map)
+		return;
+	pool = map->pool;
+	di->map = NULL;
+	down_write(&pool->sem);
+	if (!--map->users) {
+		/* The next upper inode starts without a history. */
+		WRITE_ONCE(map->tracked, false);
+		put = !map->lower->i_nlink || !dedupfs_map_valid(map) || !map_has_pages(map);
+		if (put)
+			map_remove(map);
+		else
+			queue_delayed_work(system_unbound_wq, &pool->reaper, REAP_INTERVAL);
+	}
+	up_write(&pool->sem);
+	if (put)
+		dedupfs_map_put(map);
+}
+
+#define REAP_BATCH	32
+
+/*
+ * Was the file's btrfs subvolume deleted?  Its link count does not say so, and
+ * btrfs keeps all of a subvolume on disk while an inode of it is held.  A name
+ * that is known below says no; else the file handle tells.
+ */
+static bool subvolume_is_gone(struct inode *lower)
+{
+	const struct export_operations *ops = lower->i_sb->s_export_op;
+	struct dentry *dentry;
+	__u32 raw[16];
+	int type, len = ARRAY_SIZE(raw);
+
+	if (!hlist_empty(&lower->i_dentry))
+		return false;
+	type = ops->encode_fh(lower, raw, &len, NULL);
+	if (type == FILEID_INVALID)
+		return false;
+	dentry = ops->fh_to_dentry(lower->i_sb, (struct fid *)raw, len, type);
+	if (IS_ERR(dentry))
+		return dentry == ERR_PTR(-ENOENT) || dentry == ERR_PTR(-ESTALE);
+	dput(dentry);
+	return false;
+}
+
+/* Look at some of the next @todo maps.  Return: true if there are more. */
+static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned int *todo, bool *left)
+{
+	bool subvolumes = pool->lower_sb->s_magic == BTRFS_SUPER_MAGIC;
+	struct dedupfs_map *dead[REAP_BATCH], *ask[REAP_BATCH], *map;
+	unsigned int n = 0, asked = 0, looked = 0, i;
+
+	down_write(&pool->sem);
+	for (; *todo && n < REAP_BATCH && asked < REAP_BATCH && looked++ < 16 * REAP_BATCH;
+	     --*todo) {
+		map = list_first_entry_or_null(&pool->map_list, struct dedupfs_map, list);
+		if (!map) {
+			*todo = 0;
+			break;
+		}
+		list_move_tail(&map->list, &pool->map_list);
+		if (map->users)
+			continue;
+		if (!all && map->lower->i_nlink && !map->gone && dedupfs_map_valid(map) &&
+		    map_has_pages(map)) {
+			*left = true;
+			if (subvolumes && hlist_empty(&map->lower->i_dentry)) {
+				refcount_inc(&map->ref);
+				ask[asked++] = map;
+			}
+			continue;
+		}
+		map_remove(map);
+		dead[n++] = map;
+	}
+	up_write(&pool->sem);
+	for (i = 0; i < n; i++)
+		dedupfs_map_put(dead[i]);
+	for (i = 0; i < asked; i++) {
+		/* The next time that the reaper comes. */
+		map = ask[i];
+		map->gone = subvolume_is_gone(map->lower);
+		dedupfs_map_put(map);
+	}
+	return *todo;
+}
+
+/**
+ * dedupfs_maps_reap - let go of maps that no upper inode has any more
+ * @pool:	pool
+ *
+ * Of unlinked or changed lower files, of those in deleted subvolumes, and of
+ * those without a page in the pool.
+ *
+ * Context: work; may sleep.
+ */
+void dedupfs_maps_reap(struct dedupfs_pool *pool)
+{
+	unsigned int todo = atomic_read(&pool->maps.nelems);
+	bool left = false;
+
+	while (reap_some(pool, false, &todo, &left))
+		cond_resched();
+	if (left)
+		queue_delayed_work(system_unbound_wq, &pool->reaper, REAP_INTERVAL);
+}
+
+/** dedupfs_maps_destroy - the last mount is gone: free all maps and pages */
+void dedupfs_maps_destroy(struct dedupfs_pool *pool)
+{
+	unsigned int todo = atomic_read(&pool->maps.nelems);
+	bool left;
+
+	while (reap_some(pool, true, &todo, &left))
+		cond_resched();
+	WARN_ON_ONCE(!list_empty(&pool->map_list));
+	rhashtable_destroy(&pool->maps);
+}
