@@ -607,6 +607,9 @@ int dedupfs_mmap(struct file *file, struct vm_area_struct *vma)
 	if (!file->f_mapping->a_ops->read_folio)
 		return -ENODEV;
 	if ((vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) == (VM_SHARED | VM_MAYWRITE)) {
+		/* As the VFS says, who may not know of it yet. */
+		if (IS_APPEND(di->lower))
+			return -EACCES;
 		err = dedupfs_change_prepare(file_inode(file));
 		if (err)
 			return err;

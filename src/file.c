@@ -178,6 +178,14 @@ static int open_verity(struct dedupfs_inode *di, struct file *file)
 	return 0;
 }
 
+/* Was it changed below since?  The VFS reads the size here, and the times, for relatime. */
+static bool changed_below(const struct inode *inode, const struct inode *lower)
+{
+	struct timespec64 ctime = inode_get_ctime(inode), now = inode_get_ctime(lower);
+
+	return i_size_read(inode) != i_size_read(lower) || !timespec64_equal(&ctime, &now);
+}
+
 static int file_open(struct inode *inode, struct file *file)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
@@ -199,7 +207,7 @@ static int file_open(struct inode *inode, struct file *file)
 			return err;
 	}
 	file->f_mode |= FMODE_CAN_ODIRECT | FMODE_NOWAIT;
-	if (i_size_read(inode) != i_size_read(di->lower))
+	if (changed_below(inode, di->lower))
 		dedupfs_copy_attr(inode);
 	dedupfs_drop_if_stale(dedupfs_map_of(di));
 	if (file->f_mode & FMODE_READ)

@@ -258,14 +258,24 @@ void dedupfs_copy_attr_locked(struct inode *inode)
 	copy_attr(inode, true);
 }
 
+/*
+ * execve() takes owner and mode of a program from the upper inode, and then
+ * asks whether it may still be executed, with the lock held.  If the two were
+ * changed below since it was opened, they are not what it has taken.
+ */
+static bool exec_has_taken_what_was(struct inode *inode, int mask)
+{
+	return mask == MAY_EXEC && S_ISREG(inode->i_mode) && inode_is_locked(inode);
+}
+
 /**
  * dedupfs_permission - may the caller do that to the file?
  * @idmap: of the upper mount; never other than the identity
  * @inode: upper inode
  * @mask: MAY_*
  *
- * The lower filesystem decides.  The VFS asks about the upper inode's owner
- * and mode itself in places: keep them right on the way.
+ * The lower filesystem decides.  The VFS asks about the upper inode's owner,
+ * mode and flags itself in places: keep them right on the way.
  *
  * Context: with MAY_NOT_BLOCK under RCU alone.
  * Return: 0, or a negative error; -ECHILD asks to call again without RCU.
@@ -274,9 +284,12 @@ int dedupfs_permission(struct mnt_idmap *idmap, struct inode *inode, int mask)
 {
 	struct inode *lower = dedupfs_lower(inode);
 
-	if (unlikely(owner_differs(inode, lower))) {
+	if (unlikely(dedupfs_attr_differs(inode))) {
 		if (mask & MAY_NOT_BLOCK)
 			return -ECHILD;
+		/* A program is run without set-id then, for this once. */
+		if (owner_differs(inode, lower) && exec_has_taken_what_was(inode, mask))
+			return -ESTALE;
 		dedupfs_copy_attr(inode);
 	}
 	/* Nothing is asked for: an open of what it has just made. */
@@ -417,7 +430,10 @@ int dedupfs_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr
 	err = mnt_want_write(lower.mnt);
 	if (err)
 		return err;
-	if (ia.ia_valid & ATTR_SIZE)
+	/* Who asked whether it may only be appended to saw what was, perhaps. */
+	if ((ia.ia_valid & ATTR_SIZE) && IS_APPEND(d_inode(lower.dentry)))
+		err = -EPERM;
+	else if (ia.ia_valid & ATTR_SIZE)
 		err = change_size(inode, lower.dentry, &ia);
 	else
 		err = change_attr(inode, lower.dentry, &ia);

@@ -116,6 +116,9 @@ static bool compare(struct dentry *dentry, struct dentry *lower, unsigned long s
 	if (right)
 		cmpxchg(&dentry->d_time, seen,
 			(unsigned long)raw_read_seqcount(&lower->d_seq));
+	else
+		/* Or one of ours is at it, and was not yet when we looked. */
+		right = is_busy(dentry, READ_ONCE(dentry->d_time));
 	spin_unlock(&lower->d_lock);
 	spin_unlock(&dentry->d_lock);
 	return right;
@@ -423,6 +426,11 @@ static int dedupfs_link(struct dentry *old, struct inode *dir, struct dentry *ne
 	struct dentry *lower;
 	int err;
 
+	/* Whoever allowed it (protected_hardlinks) went by what was: ask again. */
+	if (dedupfs_attr_differs(inode)) {
+		dedupfs_copy_attr_locked(inode);
+		return -ESTALE;
+	}
 	do {
 		lower = lock_new_name(new);
 		if (IS_ERR(lower))

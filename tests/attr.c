@@ -238,6 +238,30 @@ TEST(access_time)
 	SAME(atime);
 }
 
+/* relatime goes by an mtime that nobody has asked for since it moved below. */
+TEST(access_time_after_a_change_below)
+{
+	struct stat st;
+	char c;
+	int fd, i;
+
+	make_file(low("a"), 5000, 1);
+	for (i = 0; i < 2; i++) {
+		usleep(50000);
+		fd = open(up("a"), O_RDONLY);
+		EXPECT_EQ(1, read(fd, &c, 1));
+		close(fd);
+		EXPECT_EQ(0, stat(low("a"), &st));
+		EXPECT_TRUE(st.st_atim.tv_sec > st.st_mtim.tv_sec ||
+			    st.st_atim.tv_nsec > st.st_mtim.tv_nsec) TH_LOG("round %d", i);
+		usleep(50000);
+		fd = open(low("a"), O_WRONLY);
+		EXPECT_EQ(1, pwrite(fd, "x", 1, 100));
+		close(fd);
+	}
+	unlink(low("a"));
+}
+
 static void statxs(void)
 {
 	struct statx sx;

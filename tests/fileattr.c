@@ -198,6 +198,40 @@ TEST(set_below_obeyed_above)
 	EXPECT_EQ(0, unlink(up("a")));
 }
 
+/* Who has a descriptor from before needs no name, which would tell what is new. */
+TEST(append_only_from_below)
+{
+	char link[64], buf[5000];
+	int path, fd;
+
+	make_file(low("a"), 5000, 1);
+	fd = open(up("a"), O_RDWR);
+	path = open(up("a"), O_PATH);
+	ASSERT_LE(0, fd);
+	ASSERT_LE(0, path);
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", path);
+	ASSERT_EQ(0, set_flags(low("a"), FS_APPEND_FL));
+	EXPECT_EQ(-1, ftruncate(fd, 0));
+	EXPECT_EQ(EPERM, errno);
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+	EXPECT_EQ(EACCES, errno);
+	EXPECT_EQ(-1, truncate(link, 0));
+	EXPECT_EQ(EPERM, errno);
+	ASSERT_EQ(0, set_flags(low("a"), 0));
+	EXPECT_EQ(0, access(up("a"), R_OK));
+	ASSERT_EQ(0, set_flags(low("a"), FS_APPEND_FL));
+	EXPECT_EQ(-1, open(link, O_WRONLY | O_TRUNC));
+	EXPECT_EQ(EPERM, errno);
+	EXPECT_EQ(5000, pread(fd, buf, 5000, 0));
+	EXPECT_EQ(-1, mismatch(buf, 5000, 1, 0));
+	ASSERT_EQ(0, set_flags(low("a"), 0));
+	EXPECT_EQ(0, access(up("a"), R_OK));
+	EXPECT_EQ(0, ftruncate(fd, 0));
+	EXPECT_EQ(0, unlink(up("a")));
+	close(path);
+	close(fd);
+}
+
 /* Files of other kinds, whose ioctls are somebody else's. */
 static void of_special_files(void)
 {

@@ -165,6 +165,27 @@ TEST_F(frozen, waits_for_splices_in_one_order)
 	ended(below, 1000);
 }
 
+/* The mount is gone, and with it who could thaw: an emergency thaw reaches it. */
+TEST_F(frozen, and_unmounted)
+{
+	pid_t pid;
+	int dir;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	ASSERT_EQ(0, mkdir("/run/frozen", 0755));
+	ASSERT_EQ(0, mount_on(lower_dir, "/run/frozen", NULL));
+	dir = open("/run/frozen", O_RDONLY);
+	ASSERT_EQ(0, ioctl(dir, FIFREEZE, 0));
+	close(dir);
+	ASSERT_EQ(0, umount("/run/frozen"));
+	pid = writer(low("a"), false);
+	EXPECT_FALSE(ended(pid, 400)) TH_LOG("it wrote to a frozen filesystem");
+	ASSERT_EQ(0, write_text("/proc/sysrq-trigger", "j"));
+	EXPECT_TRUE(ended(pid, 5000 * TIME_FACTOR)) TH_LOG("it is frozen for good");
+	rmdir("/run/frozen");
+}
+
 TEST_F(frozen, needs_privilege)
 {
 	ASSERT_EQ(0, setresuid(65534, 65534, 65534));

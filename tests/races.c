@@ -201,20 +201,43 @@ static struct {
 	char *page;		/* in the writer's memory; not there until we say so */
 } *stopped;
 
-/* Write a page below: the call has begun, and waits for what it is to write. */
-static int write_below_and_wait(int page)
+/* Memory at which whoever looks at it waits for let_it_go_on(); or exits. */
+static char *a_page_to_wait_for(void)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register reg = { .range.len = PAGE, .mode = UFFDIO_REGISTER_MODE_MISSING };
-	int fd = open(low("a"), O_RDWR), uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
 	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
 
 	reg.range.start = (uintptr_t)p;
 	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
-		return 2;
+		_exit(2);
 	stopped->page = p;
 	__atomic_store_n(&stopped->fault_fd, uffd, __ATOMIC_RELEASE);
-	return pwrite(fd, p, PAGE, page * PAGE) != PAGE;
+	return p;
+}
+
+/* Begin, and wait until he is there. */
+static bool begin_and_stop(const char *name, int (*what)(int), int arg)
+{
+	double end = now() + 5 * TIME_FACTOR;
+
+	if (!stopped)
+		stopped = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	stopped->fault_fd = 0;
+	slow_begin(name, what, arg);
+	while (!__atomic_load_n(&stopped->fault_fd, __ATOMIC_ACQUIRE) && now() < end)
+		usleep(1000);
+	usleep(100000);
+	return stopped->fault_fd > 0;
+}
+
+/* Write a page below: the call has begun, and waits for what it is to write. */
+static int write_below_and_wait(int page)
+{
+	int fd = open(low("a"), O_RDWR);
+
+	return pwrite(fd, a_page_to_wait_for(), PAGE, page * PAGE) != PAGE;
 }
 
 static bool let_it_go_on(const char *data)
@@ -242,20 +265,13 @@ TEST_F(clones, read_in_the_middle_of_a_write_below)
 	pid_t reader;
 	double end;
 
-	stopped = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	for (round = 0; round < 4; round++) {
 		page = 3 + 29 * round;
 		/* The pool has all of it: nothing is left to wait for but the writer. */
 		ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
 		ASSERT_EQ(-1, differs_from(up("a"), want, SIZE));
 		fill(want + page * PAGE, PAGE, 7, page * PAGE);
-		stopped->fault_fd = 0;
-		slow_begin("writer", write_below_and_wait, page);
-		end = now() + 5 * TIME_FACTOR;
-		while (!__atomic_load_n(&stopped->fault_fd, __ATOMIC_ACQUIRE) && now() < end)
-			usleep(1000);
-		ASSERT_LT(0, stopped->fault_fd) TH_LOG("no userfaultfd");
-		usleep(100000);
+		ASSERT_TRUE(begin_and_stop("writer", write_below_and_wait, page)) TH_LOG("no userfaultfd");
 		reader = fork();
 		if (!reader) {
 			int fd = open(up("a"), O_RDONLY);
@@ -275,6 +291,44 @@ TEST_F(clones, read_in_the_middle_of_a_write_below)
 		EXPECT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d, synced", page);
 		EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
 	}
+}
+
+/* --- a program that changes while it is being executed ----------------------- */
+
+static int program_output[2];
+
+/* (Since 6.11 the program is open before the arguments are looked at.) */
+static int run_program(int unused)
+{
+	char *arg = a_page_to_wait_for();
+
+	dup2(program_output[1], 1);
+	if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+		return 3;
+	execl(up("id"), "id", arg, NULL);
+	return 4;
+}
+
+/* A set-id bit that is taken away below meanwhile is nobody's any more. */
+TEST(set_id_removed_while_it_is_executed)
+{
+	char text[32];
+	int removed;
+
+	chmod(lower_dir, 0755);
+	ASSERT_EQ(0, shell("cp /usr/bin/id %s && chmod 4755 %s", low("id"), low("id")));
+	ASSERT_EQ(0, pipe(program_output));
+	for (removed = 0; removed < 2; removed++) {
+		ASSERT_TRUE(begin_and_stop("exec", run_program, 0)) TH_LOG("no userfaultfd");
+		if (removed)
+			ASSERT_EQ(0, chmod(low("id"), 0755));
+		ASSERT_TRUE(let_it_go_on((char [PAGE]){ "-u" }));
+		EXPECT_EQ(0, slow_end());
+		memset(text, 0, sizeof(text));
+		EXPECT_LT(0, read(program_output[0], text, sizeof(text) - 1));
+		EXPECT_STREQ(removed ? "65534\n" : "0\n", text);
+	}
+	unlink(low("id"));
 }
 
 /* --- a block that was freed and used again ----------------------------------- */
