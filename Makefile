@@ -10,6 +10,7 @@ version := $(shell sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' dkms.conf)
 # Which kernel: KDIR=headers, or KVER=release; else the running one where its
 # headers are there; else the newest whose headers are.
 no_headers :=
+asked := $(KVER)$(KDIR)
 ifneq ($(KDIR),)
   override KDIR := $(abspath $(KDIR))
   KVER ?= $(shell sed -n 's/^\#define UTS_RELEASE "\(.*\)"/\1/p' \
@@ -35,7 +36,7 @@ jobs = $(if $(findstring jobserver,$(MAKEFLAGS))$(filter -j%,$(MAKEFLAGS)),,-j$(
 kbuild = $(MAKE) $(jobs) --no-print-directory -C $(KDIR) M=$(out) DEDUPFS_TOP=$(top) DEDUPFS_VERSION=$(version)
 
 .DEFAULT_GOAL := modules
-.PHONY: modules prepare install uninstall dkms-install dkms-remove setup \
+.PHONY: modules prepare running-headers install uninstall dkms-install dkms-remove setup \
 	check check-debug torture mutants tests style demo bench clean distclean help
 
 modules: prepare
@@ -52,7 +53,13 @@ prepare:
 	@ln -sf $(top)/src/*.c $(top)/Kbuild $(out)/
 	@scripts/probe $(KDIR) $(out) CC="$(CC)" $(foreach v,LLVM ARCH CROSS_COMPILE,$(if $($(v)),$(v)=$($(v))))
 
-install: modules
+# What is built for another kernel is no use to install on this one, if nobody asked for it.
+define need_running_headers
+$(if $(no_headers),@echo "dedupfs: no headers for the running kernel:" \
+	"apt install linux-headers-$(no_headers); or reboot into the newest kernel; or give KVER=" >&2; exit 1)
+endef
+
+install: running-headers modules
 	install -D -m 644 $(out)/dedupfs.ko $(DESTDIR)/lib/modules/$(KVER)/updates/dedupfs.ko
 	$(if $(DESTDIR),,depmod $(KVER))
 
@@ -60,26 +67,35 @@ uninstall:
 	rm -f $(DESTDIR)/lib/modules/$(KVER)/updates/dedupfs.ko
 	$(if $(DESTDIR),,depmod $(KVER))
 
+running-headers:
+	$(need_running_headers)
+
 # DKMS rebuilds the module when a kernel is installed.  Only the sources go
 # to /usr/src, not build/.
 # dkms reads the output of a make of its own, so it must not know of this one.
+# Kernels that are there already get it now: they may be booted next.
 # DKMS_ROOT: a directory to do all of it in, instead of this machine's (a trial).
 dkms_src = $(DKMS_ROOT)/usr/src/dedupfs-$(version)
 dkms = env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS dkms
 dkms += $(if $(DKMS_ROOT),--dkmstree $(DKMS_ROOT)/var/lib/dkms --sourcetree $(DKMS_ROOT)/usr/src \
 	--installtree $(DKMS_ROOT)/lib/modules)
-dkms-install:
+other_kernels = $(if $(asked)$(DKMS_ROOT),,$(filter-out $(KVER),$(foreach k,$(notdir $(wildcard /lib/modules/*)), \
+	$(if $(wildcard /lib/modules/$(k)/build/Makefile),$(if $(wildcard /lib/modules/$(k)/kernel),$(k))))))
+dkms-install: running-headers
 	@command -v dkms >/dev/null || { echo "dedupfs: install dkms first" >&2; exit 1; }
 	$(if $(DKMS_ROOT),@mkdir -p $(DKMS_ROOT)/var/lib/dkms $(DKMS_ROOT)/lib/modules/$(KVER))
 	@$(dkms) remove dedupfs/$(version) --all >/dev/null 2>&1 || true
 	rm -rf $(dkms_src)
 	mkdir -p $(dkms_src)
-	cp -a Makefile Kbuild dkms.conf include src $(dkms_src)/
+	cp -a --no-preserve=ownership Makefile Kbuild dkms.conf include src $(dkms_src)/
 	mkdir $(dkms_src)/scripts
-	cp -a scripts/probe scripts/probes $(dkms_src)/scripts/
+	cp -a --no-preserve=ownership scripts/probe scripts/probes $(dkms_src)/scripts/
+	chmod -R go-w $(dkms_src)
 	$(dkms) add dedupfs/$(version)
 	$(dkms) build dedupfs/$(version) -k $(KVER)
 	$(dkms) install dedupfs/$(version) -k $(KVER)
+	@for k in $(other_kernels); do $(dkms) install dedupfs/$(version) -k $$k || \
+		echo "dedupfs: not built for $$k, an installed kernel" >&2; done
 
 dkms-remove:
 	$(dkms) remove dedupfs/$(version) --all

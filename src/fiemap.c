@@ -78,7 +78,7 @@ int dedupfs_fiemap_init(void)
 	if (!err)
 		err = register_ftrace_function(&observer);
 	if (err)
-		pr_warn("cannot observe FIEMAP (error %d): nothing will be shared; check /proc/sys/kernel/ftrace_enabled and kernel lockdown\n",
+		pr_warn("cannot observe FIEMAP (error %d): nothing will be shared; check /proc/sys/kernel/ftrace_enabled and kernel lockdown, then load the module again\n",
 			err);
 	observer_registered = !err;
 	if (err)
@@ -99,7 +99,7 @@ void dedupfs_fiemap_exit(void)
 
 int dedupfs_fiemap_init(void)
 {
-	pr_warn("this kernel has no ftrace with registers: nothing will be shared\n");
+	pr_warn("this kernel has no ftrace with registers (CONFIG_DYNAMIC_FTRACE_WITH_REGS): nothing will be shared\n");
 	return 0;
 }
 
