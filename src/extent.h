@@ -24,9 +24,13 @@ static inline bool dedupfs_zap_list_full(const struct dedupfs_zap_list *list)
 	return list->nr >= ZAP_LIST_MAX;
 }
 
-/* An extent of another file that was FIEMAPped again, for pages of the pool. */
+/*
+ * An extent that was FIEMAPped again, for pages of the pool; it says nothing
+ * at any other baseline than the one that its map had then.
+ */
 struct dedupfs_witness {
 	struct dedupfs_map *map;
+	u64 baseline;
 	struct dedupfs_range r;
 };
 

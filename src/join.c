@@ -62,6 +62,11 @@ static bool next_new_part(const struct dedupfs_window *w, const struct dedupfs_r
 	return true;
 }
 
+static bool witness_stands(const struct dedupfs_witness *x)
+{
+	return READ_ONCE(x->map->baseline) == x->baseline && dedupfs_map_valid(x->map);
+}
+
 /* Choose extents, of whatever file, that together cover a range's present pages. */
 static void choose_witnesses(struct dedupfs_window *w, const struct dedupfs_range *r)
 {
@@ -86,6 +91,7 @@ static void choose_witnesses(struct dedupfs_window *w, const struct dedupfs_rang
 		x = &w->witness[w->nr_witnesses++];
 		refcount_inc(&best->map->ref);
 		x->map = best->map;
+		x->baseline = READ_ONCE(best->map->baseline);
 		x->r.index = best->index + (from - best->block);
 		x->r.block = from;
 		x->r.nr = min(end, dedupfs_block_last(best) + 1) - from;
@@ -97,7 +103,15 @@ static void choose_witnesses(struct dedupfs_window *w, const struct dedupfs_rang
 /* Does the witness's file still map the blocks?  (Rule 6, on btrfs.) */
 static bool witness_holds(struct dedupfs_window *w, struct dedupfs_witness *x)
 {
-	return dedupfs_still_maps(x->map->lower, &x->r, w->phys) && dedupfs_map_valid(x->map);
+	return dedupfs_still_maps(x->map->lower, &x->r, w->phys) && witness_stands(x);
+}
+
+static void forget_witness(const struct dedupfs_witness *x)
+{
+	if (dedupfs_map_valid(x->map))
+		dedupfs_detach(x->map, x->r.index, x->r.index + x->r.nr - 1);
+	else
+		dedupfs_drop_stale(x->map);
 }
 
 /**
@@ -132,6 +146,9 @@ void dedupfs_find_witnesses(struct dedupfs_window *w)
 			continue;
 		}
 		dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
+		/* It would be chosen again, before others that are right. */
+		if (!fatal_signal_pending(current))
+			forget_witness(&w->witness[i]);
 		dedupfs_map_put(w->witness[i].map);
 	}
 	w->nr_witnesses = kept;
@@ -149,7 +166,7 @@ static bool proven(const struct dedupfs_window *w, struct dedupfs_extent *ext, u
 		return true;
 	for (i = 0; i < w->nr_witnesses; i++) {
 		x = &w->witness[i];
-		if (x->map == ext->map && x->r.block <= block &&
+		if (x->map == ext->map && witness_stands(x) && x->r.block <= block &&
 		    x->r.block + x->r.nr > last &&
 		    x->r.block - x->r.index == ext->block - ext->index)
 			return true;
@@ -228,7 +245,7 @@ static void clip_window(struct dedupfs_window *w, struct dedupfs_range *part, pg
 {
 	struct dedupfs_range *r;
 
-	w->nr = end - w->index;
+	w->nr = min(w->nr, end - w->index);
 	part->nr = end - part->index;
 	while (w->nr_ranges) {
 		r = &w->ranges[w->nr_ranges - 1];
@@ -261,7 +278,7 @@ static int drop_unproven(struct dedupfs_window *w, struct dedupfs_range *r)
 		for (i = 0; i < w->nr_witnesses; i++) {
 			u64 xend = w->witness[i].r.block + w->witness[i].r.nr;
 
-			if (!dedupfs_map_valid(w->witness[i].map))
+			if (!witness_stands(&w->witness[i]))
 				continue;
 			if (w->witness[i].r.block <= block && xend > block)
 				x = &w->witness[i];
@@ -281,7 +298,8 @@ static int drop_unproven(struct dedupfs_window *w, struct dedupfs_range *r)
 			}
 			next = block + 1;
 		}
-		if (dedupfs_pool_any(w->pool, block, next - block)) {
+		block = dedupfs_pool_next(w->pool, block, next);
+		if (block < next) {
 			page = r->index + (block - r->block);
 			if (page > w->index && page >= w->index + w->filled) {
 				clip_window(w, r, page);
@@ -412,7 +430,9 @@ int dedupfs_attach(struct dedupfs_window *w, struct dedupfs_fill *fill)
 	for (i = 0; i < w->nr_ranges; i++) {
 		if (w->ranges[i].reason != DEDUPFS_POOLED)
 			continue;
-		for (at = w->ranges[i].index; next_new_part(w, &w->ranges[i], &at, &part); ) {
+		at = w->ranges[i].index;
+		/* (The window may come to end before this range.) */
+		while (i < w->nr_ranges && next_new_part(w, &w->ranges[i], &at, &part)) {
 			there = dedupfs_pool_any(w->pool, part.block, part.nr);
 			err = drop_unproven(w, &part);
 			if (err)

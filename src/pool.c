@@ -154,20 +154,29 @@ bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page)
 	return xa_load(&pool->entries, page->index) == entry_make(page);
 }
 
-/** dedupfs_pool_any - is there any published page in a range of blocks? */
-bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
+/**
+ * dedupfs_pool_next - the first published page in a range of blocks
+ * @pool:	pool
+ * @block:	physical block, in pages
+ * @end:	the first one that does not belong to the range
+ *
+ * Return: its block, or @end if there is none.
+ */
+u64 dedupfs_pool_next(struct dedupfs_pool *pool, u64 block, u64 end)
 {
 	unsigned long index;
 	void *entry;
 
-	xa_for_each_range(&pool->entries, index, entry, block, block + nr - 1) {
+	if (block >= end)
+		return end;
+	xa_for_each_range(&pool->entries, index, entry, block, end - 1) {
 		/* Cheap: it may have been freed since, then this says nothing. */
 		if (page_filling(entry_page(entry)))
 			continue;
 		if (dedupfs_pool_state(pool, index) == DEDUPFS_THERE)
-			return true;
+			return index;
 	}
-	return false;
+	return end;
 }
 
 static void page_gone(struct dedupfs_pool *pool, struct page *page)

@@ -94,9 +94,15 @@ enum dedupfs_state dedupfs_pool_state(struct dedupfs_pool *pool, u64 block);
 unsigned int dedupfs_pool_find_batch(struct dedupfs_pool *pool, u64 block, unsigned int nr,
 				     struct page **pages);
 bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page);
-bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr);
+u64 dedupfs_pool_next(struct dedupfs_pool *pool, u64 block, u64 end);
 bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr);
+/* Is there any published page in a range of blocks? */
+static inline bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
+{
+	return dedupfs_pool_next(pool, block, block + nr) < block + nr;
+}
+
 void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower);
 
 /* pool.c: fill */

@@ -112,7 +112,7 @@ TEST(scripts_and_errors)
 
 static void text_busy(void)
 {
-	int fd, go[2], status;
+	int fd, go[2], status, n;
 	pid_t pid;
 
 	make_root();
@@ -126,7 +126,11 @@ static void text_busy(void)
 		_exit(127);
 	}
 	close(go[0]);
-	usleep(500000);
+	/* It runs once it has taken what is in its pipe. */
+	write(go[1], "x", 1);
+	for (n = 1; n; usleep(1000))
+		if (ioctl(go[1], FIONREAD, &n))
+			break;
 	/* It runs: no writing. */
 	DO(open("busybox", O_RDWR));
 	DO(open("busybox", O_WRONLY | O_TRUNC));

@@ -805,6 +805,39 @@ TEST(moved_within_a_file_that_is_cached)
 	moved_within(_metadata, true);
 }
 
+/* One of those who share is moved away: the rest of them stay, and who comes joins them. */
+TEST(one_of_many_moved_away)
+{
+	const size_t size = 512 * PAGE;
+	static const char *const names[] = { "x", "y", "z", "w" };
+	long fills, attached;
+	unsigned int i;
+
+	if (!btrfs)
+		SKIP(return, "XFS moves the counter");
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	make_file(low("x"), size, 1);
+	sync();
+	for (i = 1; i < 4; i++)
+		make_clone(low("x"), low("%s", names[i]));
+	for (i = 0; i < 3; i++)
+		ASSERT_EQ(-1, check_file(up("%s", names[i]), size, 1));
+	fills = pool("fills");
+	attached = pool("attachments");
+	ASSERT_EQ(0, shell("btrfs filesystem defragment -czstd -f %s", low("x")));
+	sync();
+	EXPECT_EQ(-1, check_file(up("w"), size, 1));
+	TH_LOG("%ld fills, attachments %ld, then %ld", pool("fills") - fills, attached,
+	       pool("attachments"));
+	EXPECT_EQ(fills, pool("fills")) TH_LOG("it was read again");
+	EXPECT_LE(attached, pool("attachments"));
+	for (i = 0; i < 4; i++) {
+		EXPECT_EQ(-1, check_file(up("%s", names[i]), size, 1));
+		unlink(low("%s", names[i]));
+	}
+}
+
 /*
  * btrfs ends the write-back of a page before the extent of it is in the tree:
  * for a while the file is clean, and FIEMAP still gives its old block.  The

@@ -68,6 +68,21 @@ static void settle_page(const char *path, int page)
 	close(fd);
 }
 
+/* Until no other file has its blocks. */
+static void wait_until_alone(const char *path)
+{
+	struct fiemap_extent ext[8];
+	double end = now() + 10 * TIME_FACTOR;
+	long n, i;
+
+	do {
+		usleep(20000);
+		n = fiemap(path, ext, 8);
+		for (i = 0; i < n && !(ext[i].fe_flags & FIEMAP_EXTENT_SHARED); i++)
+			;
+	} while (i < n && now() < end);
+}
+
 /*
  * A foreign change hides among ours, and leaves the extents as they were: the
  * block lost its other owner, was overwritten in place, and has another now.
@@ -87,7 +102,7 @@ TEST_F(clones, a_foreign_change_that_leaves_no_trace)
 		ASSERT_EQ(0, unlink(up("b")));
 		/* XFS frees what was deleted a little later. */
 		sync();
-		usleep(500000 * TIME_FACTOR);
+		wait_until_alone(low("a"));
 		settle_page(low("a"), page + i);
 		make_clone(low("a"), low("b"));
 		m = fiemap(low("a"), is, 8);

@@ -9,6 +9,7 @@
  */
 #include "common.h"
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <sys/prctl.h>
 
 #define NR	256
@@ -194,6 +195,41 @@ TEST_F(clones, written_in_place_once_the_twin_is_gone)
 	close(dir);
 }
 
+static volatile bool *written;		/* in memory that both see */
+
+/* Map a page, and once it has been written, see what is mapped. */
+static int load_and_look_again(int page)
+{
+	char *map = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED) + page * PAGE;
+	char new[PAGE];
+
+	touch(map, PAGE);
+	while (!*written)
+		usleep(1000);
+	fill(new, PAGE, 9, page * PAGE);
+	return memcmp(map, new, PAGE) != 0;
+}
+
+/* Rule 10: who was about to map what a write lets go of is waited for, and unmapped. */
+TEST_F(clones, written_while_it_is_mapped)
+{
+	int round, page, fd = open(up("a"), O_RDWR);
+
+	written = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	for (round = 0; round < 4; round++) {
+		page = 5 + 31 * round;
+		ASSERT_EQ(-1, differs_from(up("a"), want, SIZE));
+		*written = false;
+		slow_begin("slow-fault", load_and_look_again, page);
+		fill(want + page * PAGE, PAGE, 9, page * PAGE);
+		write_all(fd, want + page * PAGE, PAGE, page * PAGE);
+		*written = true;
+		EXPECT_EQ(0, slow_end()) TH_LOG("page %d", page);
+	}
+	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
+	close(fd);
+}
+
 /* --- a writer in the middle of a write --------------------------------------- */
 
 static struct {
@@ -207,7 +243,7 @@ static char *a_page_to_wait_for(void)
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register reg = { .range.len = PAGE, .mode = UFFDIO_REGISTER_MODE_MISSING };
 	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	reg.range.start = (uintptr_t)p;
 	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
@@ -217,10 +253,22 @@ static char *a_page_to_wait_for(void)
 	return p;
 }
 
+/* The stopped task's userfaultfd, in this process. */
+static int its_fault_fd(void)
+{
+	int pid_fd = syscall(SYS_pidfd_open, slow_pid, 0);
+	int fd = syscall(SYS_pidfd_getfd, pid_fd, stopped->fault_fd, 0);
+
+	close(pid_fd);
+	return fd;
+}
+
 /* Begin, and wait until he is there. */
 static bool begin_and_stop(const char *name, int (*what)(int), int arg)
 {
+	struct pollfd fault = { .events = POLLIN };
 	double end = now() + 5 * TIME_FACTOR;
+	bool there;
 
 	if (!stopped)
 		stopped = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -228,8 +276,10 @@ static bool begin_and_stop(const char *name, int (*what)(int), int arg)
 	slow_begin(name, what, arg);
 	while (!__atomic_load_n(&stopped->fault_fd, __ATOMIC_ACQUIRE) && now() < end)
 		usleep(1000);
-	usleep(100000);
-	return stopped->fault_fd > 0;
+	fault.fd = its_fault_fd();
+	there = poll(&fault, 1, 5000 * TIME_FACTOR) == 1;
+	close(fault.fd);
+	return there;
 }
 
 /* Write a page below: the call has begun, and waits for what it is to write. */
@@ -245,12 +295,10 @@ static bool let_it_go_on(const char *data)
 	struct uffdio_copy copy = {
 		.src = (uintptr_t)data, .dst = (uintptr_t)stopped->page, .len = PAGE,
 	};
-	int pid_fd = syscall(SYS_pidfd_open, slow_pid, 0);
-	int fd = syscall(SYS_pidfd_getfd, pid_fd, stopped->fault_fd, 0);
+	int fd = its_fault_fd();
 	bool ok = !ioctl(fd, UFFDIO_COPY, &copy);
 
 	close(fd);
-	close(pid_fd);
 	return ok;
 }
 

@@ -244,6 +244,7 @@ TEST(stores_beside_the_first_one)
 	make_file(low("a"), size, 1);
 	sync();
 	drop_caches("3");
+	write_text("/proc/sys/vm/compact_memory", "1");
 	room = mmap(NULL, 2 * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	room = (char *)(((uintptr_t)room + HUGE - 1) & -HUGE);
 	int fd = open(up("a"), O_RDWR);
@@ -263,7 +264,8 @@ TEST(stores_beside_the_first_one)
 	EXPECT_EQ(want, other[100 * PAGE + 7]);
 	EXPECT_EQ(1, other[0]);
 	EXPECT_EQ(-1, check_file(up("twin"), size, 1));
-	if (vmstat("thp_file_mapped") == huge)
+	/* (A SKIP makes good what has failed.) */
+	if (vmstat("thp_file_mapped") == huge && !_metadata->exit_code)
 		SKIP(goto out, "it was not mapped by a huge page");
 out:
 	close(fd);

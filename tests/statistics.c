@@ -18,7 +18,7 @@ static const char *const names[CLONES] = { "a", "b", "c" };
 static long was[16];
 static const char *const all[] = {
 	"pages", "attachments", "saved_bytes", "hits", "fills", "fill_bytes", "joins",
-	"joins_refused", "evictions", "copy_ups", "stale",
+	"joins_refused", "evictions", "copy_ups", "stale", "carried",
 };
 
 static long *of(const char *name)
@@ -151,6 +151,40 @@ TEST_F(own_pool, count_each_page)
 		EXPECT_EQ(-1, check_file(in(names[c]), SIZE, 1));
 	EXPECT_EQ(below - own("pages") * PAGE - (cache_bytes() - cache), own("saved_bytes"));
 	EXPECT_EQ((CLONES - 1) * NR * PAGE, own("saved_bytes"));
+}
+
+/* What is known of a file survives what changes no data. */
+TEST_F(own_pool, are_carried_over)
+{
+	make_clones();
+	EXPECT_EQ(-1, check_file(in("a"), SIZE, 1));
+	look();
+	ASSERT_EQ(0, chmod(in("a"), 0640));
+	EXPECT_EQ(-1, check_file(in("a"), SIZE, 1));
+	EXPECT_EQ(1, moved("carried"));
+	EXPECT_EQ(0, moved("stale"));
+	EXPECT_EQ(0, moved("fills"));
+}
+
+/* They tell of all users of the pool. */
+TEST_F(own_pool, are_for_root_to_read)
+{
+	const char *pool = path_of("%s:%s", getenv("DEDUPFS_POOL"), OWN_DOMAIN);
+	unsigned int i;
+	int status;
+	pid_t pid;
+
+	EXPECT_LE(0, own("pages"));
+	pid = fork();
+	if (!pid) {
+		nobody();
+		for (i = 0; i < ARRAY_SIZE(all); i++)
+			if (open(path_of("%s/%s", pool, all[i]), O_RDONLY) >= 0 || errno != EACCES)
+				_exit(i + 1);
+		_exit(open(path_of("%s/not_shared/plain", pool), O_RDONLY) >= 0 ? 100 : 0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, WEXITSTATUS(status));
 }
 
 /* A domain's reads are counted in its pool, and in no other. */
