@@ -61,8 +61,10 @@ int dedupfs_complain(struct fs_context *fc, int err, const char *fmt, ...)
 	 * What others wrote, such as options, stays on one line of the log; and
 	 * a user in a namespace of his own does not fill it.
 	 */
-	if (ns_capable_noaudit(&init_user_ns, CAP_SYS_ADMIN) || printk_ratelimit())
+	if (ns_capable_noaudit(&init_user_ns, CAP_SYS_ADMIN))
 		pr_err("%*pEhp\n", (int)strlen(text), text);
+	else
+		pr_err_ratelimited("%*pEhp\n", (int)strlen(text), text);
 	/* Without a log of its own, the context's messages are the kernel's. */
 	if (fc->log.log)
 		errorfc(fc, "%s", text);

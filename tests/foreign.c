@@ -719,7 +719,32 @@ TEST(moved_in_silence)
  * The same within one file: a part of it moves to where another part of it was.
  * Who looks at the one finds out about it, and not about the other.
  */
-static void moved_within(struct __test_metadata *_metadata, bool filled)
+FIXTURE(one_file) {
+	int unused;
+};
+
+FIXTURE_VARIANT(one_file) {
+	bool filled;			/* the pool has the pages of the part that was there */
+};
+
+FIXTURE_VARIANT_ADD(one_file, not_cached) {};
+FIXTURE_VARIANT_ADD(one_file, cached) { .filled = true };
+
+FIXTURE_SETUP(one_file)
+{
+	if (!btrfs)
+		SKIP(return, "XFS moves the counter");
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+}
+
+FIXTURE_TEARDOWN(one_file)
+{
+	unlink(low("y"));
+	unlink(low("filler"));
+}
+
+TEST_F(one_file, moved_within_itself)
 {
 	const size_t half = 256 * PAGE, size = 2 * half;
 	struct fiemap_extent was[8];
@@ -749,9 +774,9 @@ static void moved_within(struct __test_metadata *_metadata, bool filled)
 	ASSERT_LT(0, attached);
 	ASSERT_TRUE(empty_pool(attached));
 	posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
-	if (filled)
+	if (variant->filled)
 		ASSERT_EQ(half, pread(fd, seen, half, 0));
-	ASSERT_EQ(filled ? half / PAGE : 0, pool("pages"));
+	ASSERT_EQ(variant->filled ? half / PAGE : 0, pool("pages"));
 	stale = pool("stale");
 
 	ASSERT_EQ(0, shell("btrfs filesystem defragment -czstd -f -s 0 -l %zu %s", half, low("y")));
@@ -783,26 +808,6 @@ static void moved_within(struct __test_metadata *_metadata, bool filled)
 	free(seen);
 	while (i--)
 		unlink(low("z%d", i));
-	unlink(low("y"));
-	unlink(low("filler"));
-}
-
-TEST(moved_within_a_file)
-{
-	if (!btrfs)
-		SKIP(return, "XFS moves the counter");
-	if (!have_pool)
-		SKIP(return, "no dedupfs to test");
-	moved_within(_metadata, false);
-}
-
-TEST(moved_within_a_file_that_is_cached)
-{
-	if (!btrfs)
-		SKIP(return, "XFS moves the counter");
-	if (!have_pool)
-		SKIP(return, "no dedupfs to test");
-	moved_within(_metadata, true);
 }
 
 /* One of those who share is moved away: the rest of them stay, and who comes joins them. */
