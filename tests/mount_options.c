@@ -83,19 +83,33 @@ static void refused(struct __test_metadata *_metadata, const char *lower, const 
 	EXPECT_EQ(err, errno) TH_LOG("%s, options %s: %s", lower, options ?: "none", strerror(errno));
 	said = kernel_said();
 	EXPECT_NE(NULL, strstr(said, "dedupfs")) TH_LOG("%s, options %s: no message", lower, options ?: "none");
-	if (word)
-		EXPECT_NE(NULL, strstr(said, word))
-			TH_LOG("%s, options %s: the log should name '%s': %s", lower, options ?: "none", word, said);
+	EXPECT_NE(NULL, strstr(said, word))
+		TH_LOG("%s, options %s: the log should name '%s': %s", lower, options ?: "none", word, said);
+}
+
+/* A remount that must fail, with this errno and a message that says this. */
+static void remount_refused(struct __test_metadata *_metadata, const char *at, unsigned long flags,
+			    const char *options, int err, const char *word)
+{
+	char *said;
+
+	kernel_said();
+	EXPECT_EQ(-1, mount(NULL, at, NULL, MS_REMOUNT | flags, options)) TH_LOG("%s", options ?: "none");
+	EXPECT_EQ(err, errno) TH_LOG("%s", options ?: "none");
+	said = kernel_said();
+	EXPECT_NE(NULL, strstr(said, "dedupfs: ")) TH_LOG("%s: no message", options ?: "none");
+	EXPECT_NE(NULL, strstr(said, word))
+		TH_LOG("%s: the log should name '%s': %s", options ?: "none", word, said);
 }
 
 TEST_F(mounts, lower_directories_that_are_refused)
 {
 	char *ext4 = new_dir(), *tmpfs = new_dir(), *img;
 
-	refused(_metadata, low("nothing"), self->at, NULL, ENOENT, NULL);
-	refused(_metadata, "", self->at, NULL, EINVAL, "LOWERDIR");
+	refused(_metadata, low("nothing"), self->at, NULL, ENOENT, "cannot find the lower directory");
+	refused(_metadata, "", self->at, NULL, EINVAL, "no lower directory");
 	make_file(low("file"), 10, 1);
-	refused(_metadata, low("file"), self->at, NULL, ENOTDIR, NULL);
+	refused(_metadata, low("file"), self->at, NULL, ENOTDIR, "is not a directory");
 	ASSERT_EQ(0, mount("tmpfs", tmpfs, "tmpfs", 0, "size=64m"));
 	refused(_metadata, tmpfs, self->at, NULL, EOPNOTSUPP, "tmpfs");
 	refused(_metadata, "/proc", self->at, NULL, EOPNOTSUPP, "proc");
@@ -126,29 +140,43 @@ TEST_F(mounts, over_itself_and_too_deep)
 	char *two = new_dir(), *ovl = new_dir();
 
 	ASSERT_EQ(0, mount(lower_dir, self->at, "dedupfs", 0, NULL));
-	refused(_metadata, self->at, two, NULL, EINVAL, NULL);
-	refused(_metadata, upper_dir, two, NULL, EINVAL, NULL);
+	refused(_metadata, self->at, two, NULL, EINVAL, "is on dedupfs already");
+	refused(_metadata, upper_dir, two, NULL, EINVAL, "is on dedupfs already");
 	/* overlayfs over dedupfs, then dedupfs over that. */
 	mkdir(low("l"), 0755);
 	mkdir(low("u"), 0755);
 	mkdir(low("w"), 0755);
 	if (!mount("overlay", ovl, "overlay", 0, path_of("lowerdir=%s,upperdir=%s,workdir=%s", up("l"), low("u"), low("w")))) {
-		EXPECT_EQ(-1, mount(ovl, two, "dedupfs", 0, NULL));
+		refused(_metadata, ovl, two, NULL, EOPNOTSUPP, "is on overlay");
 		umount(ovl);
 	}
 }
 
 TEST_F(mounts, options_that_are_refused)
 {
-	static const char * const bad[] = {
-		"nonsense", "nonsense=1", "pool_limit=", "pool_limit=abc", "pool_limit=-1", "pool_limit=5x",
-		"pool_limit=101%", "pool_limit=99999999999999999999", "pool_limit", "domain", "domain=",
-		"pool_limit=1.5g",
+	static const struct {
+		const char *option, *word;
+	} bad[] = {
+		{ "nonsense", "unknown option 'nonsense'" },
+		{ "nonsense=1", "unknown option 'nonsense'" },
+		{ "pool_limit=", "'pool_limit' needs a value" },
+		{ "pool_limit=abc", "bad pool_limit 'abc'" },
+		{ "pool_limit=-1", "bad pool_limit '-1'" },
+		{ "pool_limit=5x", "bad pool_limit '5x'" },
+		{ "pool_limit=101%", "bad pool_limit '101%'" },
+		{ "pool_limit=99999999999999999999", "bad pool_limit '99999999999999999999'" },
+		{ "pool_limit=1.5g", "bad pool_limit '1.5g'" },
+		{ "pool_limit", "'pool_limit' needs a value" },
+		{ "domain", "'domain' needs a value" },
+		{ "domain=", "'domain' needs a value" },
+		{ "domain=a/b", "bad domain 'a/b'" },
+		{ "lowerdir", "'lowerdir' needs a value" },
+		{ "lowerdir=", "'lowerdir' needs a value" },
 	};
 	unsigned int i;
 
 	for (i = 0; i < sizeof(bad) / sizeof(*bad); i++)
-		refused(_metadata, lower_dir, self->at, bad[i], EINVAL, NULL);
+		refused(_metadata, lower_dir, self->at, bad[i].option, EINVAL, bad[i].word);
 	/* It stays on its line of the log, whose reader shows a backslash as \\x5c. */
 	refused(_metadata, low("."), self->at, "no\nsuch", EINVAL, "no\\x5cx0asuch");
 }
@@ -241,19 +269,208 @@ TEST_F(mounts, read_only)
 	ASSERT_EQ(0, umount(self->at));
 	EXPECT_EQ(0, shell("mount -t dedupfs -o ro %s %s", lower_dir, self->at));
 	EXPECT_EQ(-1, mkdir(path_of("%s/d", self->at), 0755));
-	EXPECT_EQ(-1, mount(NULL, self->at, NULL, MS_REMOUNT, "nonsense"));
+	remount_refused(_metadata, self->at, 0, "nonsense", EINVAL, "unknown option 'nonsense'");
+	remount_refused(_metadata, self->at, 0, "domain=other", EINVAL, "domain cannot change");
+}
+
+/* What cannot change is refused; to be told what is so already is not to change it. */
+TEST_F(mounts, remount_changes_nothing_but_the_limit)
+{
+	char *line;
+
+	mkdir(low("one"), 0755);
+	mkdir(low("two"), 0755);
+	make_file(low("one/f"), 5000, 1);
+	ASSERT_EQ(0, mount(low("one"), self->at, "dedupfs", 0, "domain=some,pool_limit=64m"));
+	remount_refused(_metadata, self->at, 0, path_of("lowerdir=%s", low("two")), EINVAL,
+			"lowerdir cannot change");
+	remount_refused(_metadata, self->at, 0, path_of("lowerdir=%s/", low("one")), EINVAL,
+			"lowerdir cannot change");
+	remount_refused(_metadata, self->at, 0, "domain=other", EINVAL, "domain cannot change");
+	/* All or nothing: the limit beside it, and ro, are not taken either. */
+	remount_refused(_metadata, self->at, MS_RDONLY,
+			path_of("pool_limit=32m,lowerdir=%s", low("two")), EINVAL,
+			"lowerdir cannot change");
+	line = mount_line("/proc/mounts", self->at);
+	EXPECT_NE(NULL, strstr(line, path_of("lowerdir=%s,", low("one")))) TH_LOG("%s", line);
+	EXPECT_NE(NULL, strstr(line, "domain=some")) TH_LOG("%s", line);
+	EXPECT_NE(NULL, strstr(line, "pool_limit=64m")) TH_LOG("%s", line);
+	EXPECT_EQ(0, mkdir(path_of("%s/d", self->at), 0755));
+	EXPECT_EQ(-1, check_file(path_of("%s/f", self->at), 5000, 1));
+	EXPECT_EQ(0, mount(NULL, self->at, NULL, MS_REMOUNT,
+			   path_of("domain=some,pool_limit=32m,lowerdir=%s", low("one"))));
+	line = mount_line("/proc/mounts", self->at);
+	EXPECT_NE(NULL, strstr(line, "pool_limit=32m")) TH_LOG("%s", line);
+}
+
+/* lowerdir= counts, whatever the source is. */
+TEST_F(mounts, lowerdir_as_an_option)
+{
+	char *line;
+
+	mkdir(low("one"), 0755);
+	mkdir(low("two"), 0755);
+	make_file(low("one/f"), 5000, 1);
+	make_file(low("two/f"), 5000, 2);
+	ASSERT_EQ(0, mount("some name", self->at, "dedupfs", 0, path_of("lowerdir=%s", low("one"))));
+	EXPECT_EQ(-1, check_file(path_of("%s/f", self->at), 5000, 1));
+	line = mount_line("/proc/mounts", self->at);
+	EXPECT_EQ(line, strstr(line, "some\\040name ")) TH_LOG("%s", line);
+	EXPECT_NE(NULL, strstr(line, path_of("lowerdir=%s", low("one")))) TH_LOG("%s", line);
+	ASSERT_EQ(0, umount(self->at));
+	ASSERT_EQ(0, mount(low("two"), self->at, "dedupfs", 0, path_of("lowerdir=%s", low("one"))));
+	EXPECT_EQ(-1, check_file(path_of("%s/f", self->at), 5000, 1));
+	ASSERT_EQ(0, umount(self->at));
+	/* The last one, where there are several. */
+	ASSERT_EQ(0, mount("none", self->at, "dedupfs", 0,
+			   path_of("lowerdir=%s,lowerdir=%s", low("one"), low("two"))));
+	EXPECT_EQ(-1, check_file(path_of("%s/f", self->at), 5000, 2));
+	ASSERT_EQ(0, umount(self->at));
+	/* As mount(8) gives it, with a remount that repeats it. */
+	EXPECT_EQ(0, shell("mount -t dedupfs -o lowerdir=%s none %s", low("one"), self->at));
+	EXPECT_EQ(0, shell("mount -o remount,ro %s && ! touch %s/x 2>/dev/null", self->at, self->at));
+	EXPECT_EQ(0, shell("mount -o remount,rw %s && touch %s/x", self->at, self->at));
+	EXPECT_EQ(0, access(low("one/x"), F_OK));
+	ASSERT_EQ(0, umount(self->at));
+	/* A source that would do does not help where it is wrong. */
+	refused(_metadata, low("two"), self->at, path_of("lowerdir=%s", low("missing")), ENOENT,
+		path_of("cannot find the lower directory %s:", low("missing")));
+}
+
+/* What is read-only below is so in the mount, and stays so for as long as that lives. */
+TEST_F(mounts, read_only_below)
+{
+	char *bind = new_dir(), *line;
+
+	make_file(low("a"), 5000, 1);
+	make_clone(low("a"), low("twin"));
+	ASSERT_EQ(0, mount(lower_dir, bind, NULL, MS_BIND, NULL));
+	ASSERT_EQ(0, mount(NULL, bind, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL));
+	ASSERT_EQ(0, mount(bind, self->at, "dedupfs", 0, NULL));
+	line = mount_line("/proc/mounts", self->at);
+	EXPECT_NE(NULL, strstr(line, " dedupfs ro,")) TH_LOG("%s", line);
+	EXPECT_EQ(-1, check_file(path_of("%s/a", self->at), 5000, 1));
+	EXPECT_EQ(-1, open(path_of("%s/a", self->at), O_RDWR));
+	EXPECT_EQ(EROFS, errno);
+	EXPECT_EQ(-1, mkdir(path_of("%s/d", self->at), 0755));
+	EXPECT_EQ(EROFS, errno);
+	EXPECT_EQ(-1, truncate(path_of("%s/a", self->at), 0));
+	EXPECT_EQ(EROFS, errno);
+	remount_refused(_metadata, self->at, 0, NULL, EROFS, path_of("%s is read-only below", bind));
+	EXPECT_EQ(-1, mkdir(path_of("%s/d", self->at), 0755));
+	EXPECT_EQ(EROFS, errno);
+	/* To stay so is no change. */
+	EXPECT_EQ(0, mount(NULL, self->at, NULL, MS_REMOUNT | MS_RDONLY, NULL));
+	/* The mount has one of its own of what is below, as that was. */
+	ASSERT_EQ(0, mount(NULL, bind, NULL, MS_REMOUNT | MS_BIND, NULL));
+	remount_refused(_metadata, self->at, 0, NULL, EROFS, "mount again");
+	ASSERT_EQ(0, umount(self->at));
+	ASSERT_EQ(0, mount(bind, self->at, "dedupfs", 0, NULL));
+	EXPECT_EQ(0, mkdir(path_of("%s/d", self->at), 0755));
+	EXPECT_EQ(0, access(low("d"), F_OK));
+	/* And the other way: what is read-only below later does not reach it. */
+	ASSERT_EQ(0, mount(NULL, bind, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL));
+	EXPECT_EQ(0, rmdir(path_of("%s/d", self->at)));
+	ASSERT_EQ(0, umount(self->at));
+	ASSERT_EQ(0, umount(bind));
+}
+
+TEST_F(mounts, unbindable_below)
+{
+	char *bind = new_dir();
+
+	ASSERT_EQ(0, mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
+	ASSERT_EQ(0, mount(lower_dir, bind, NULL, MS_BIND, NULL));
+	ASSERT_EQ(0, mount(NULL, bind, NULL, MS_UNBINDABLE, NULL));
+	refused(_metadata, bind, self->at, NULL, EINVAL, "is it unbindable");
+	ASSERT_EQ(0, mount(NULL, bind, NULL, MS_PRIVATE, NULL));
+	EXPECT_EQ(0, mount(bind, self->at, "dedupfs", 0, NULL));
+	umount(self->at);
+	ASSERT_EQ(0, umount(bind));
+}
+
+/* A user namespace in which the ids from 0 on are those of the host from 100000 on. */
+static int shifted_userns(void)
+{
+	int ready[2], fd;
+	char c = 0;
+	pid_t pid;
+
+	if (pipe(ready))
+		die("pipe");
+	pid = fork();
+	if (!pid) {
+		c = unshare(CLONE_NEWUSER) ? 'x' : 'o';
+		if (write(ready[1], &c, 1) == 1)
+			pause();
+		_exit(0);
+	}
+	if (read(ready[0], &c, 1) != 1 || c != 'o')
+		die("unshare");
+	if (write_text(path_of("/proc/%d/uid_map", pid), "0 100000 65536") ||
+	    write_text(path_of("/proc/%d/gid_map", pid), "0 100000 65536"))
+		die("uid_map");
+	fd = open(path_of("/proc/%d/ns/user", pid), O_RDONLY | O_CLOEXEC);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	close(ready[0]);
+	close(ready[1]);
+	return fd;
+}
+
+/* A new mount of a directory, to be moved somewhere, with ids mapped; or -1. */
+static int idmapped(const char *dir, int userns)
+{
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_IDMAP, .userns_fd = userns };
+	int tree = syscall(SYS_open_tree, AT_FDCWD, dir, 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC), err;
+
+	if (tree < 0)
+		die("open_tree %s", dir);
+	if (!syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attr, sizeof(attr)))
+		return tree;
+	err = errno;
+	close(tree);
+	errno = err;
+	return -1;
+}
+
+/* Neither below, nor above: whose ids would be whose? */
+TEST_F(mounts, idmapped)
+{
+	char *bind = new_dir();
+	int userns = shifted_userns(), tree;
+	struct stat st;
+
+	ASSERT_LE(0, userns);
+	make_file(low("a"), 5000, 1);
+	tree = idmapped(lower_dir, userns);
+	ASSERT_LE(0, tree) TH_LOG("%s", strerror(errno));
+	ASSERT_EQ(0, syscall(SYS_move_mount, tree, "", AT_FDCWD, bind, 4 /* MOVE_MOUNT_F_EMPTY_PATH */));
+	close(tree);
+	ASSERT_EQ(0, stat(path_of("%s/a", bind), &st));
+	ASSERT_EQ(100000, st.st_uid) TH_LOG("that it is idmapped has no effect");
+	refused(_metadata, bind, self->at, NULL, EINVAL, "is on an idmapped mount");
+	ASSERT_EQ(0, umount(bind));
+	/* The same call on the mount. */
+	ASSERT_EQ(0, mount(lower_dir, self->at, "dedupfs", 0, NULL));
+	EXPECT_EQ(-1, idmapped(self->at, userns));
 	EXPECT_EQ(EINVAL, errno);
-	EXPECT_EQ(-1, mount(NULL, self->at, NULL, MS_REMOUNT, "domain=other"));
-	EXPECT_EQ(EINVAL, errno);
+	ASSERT_EQ(0, stat(path_of("%s/a", self->at), &st));
+	EXPECT_EQ(0, st.st_uid);
+	close(userns);
 }
 
 TEST_F(mounts, by_fsopen)
 {
+	char said[512] = "";
 	int fs, m;
 
 	fs = syscall(SYS_fsopen, "dedupfs", 0);
 	ASSERT_LE(0, fs);
 	EXPECT_EQ(-1, syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0));
+	/* Who mounts so is told by the descriptor, too. */
+	EXPECT_LT(0, read(fs, said, sizeof(said) - 1));
+	EXPECT_NE(NULL, strstr(said, "no lower directory")) TH_LOG("%s", said);
 	close(fs);
 	fs = syscall(SYS_fsopen, "dedupfs", 0);
 	ASSERT_EQ(0, syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "source", lower_dir, 0));
