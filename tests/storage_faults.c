@@ -12,7 +12,7 @@
  */
 #include "common.h"
 #include "device.h"
-#include <linux/btrfs_tree.h>
+#include "disk.h"
 #include <linux/fsmap.h>
 #include <linux/fsverity.h>
 #include <sys/prctl.h>
@@ -34,12 +34,6 @@ static long pool_here(const char *name)
 }
 
 /* --- the device ------------------------------------------------------------- */
-
-/* Bytes of the device. */
-struct part {
-	uint64_t start;
-	uint64_t len;
-};
 
 static struct part bad[256];
 static unsigned int nr_bad;
@@ -114,63 +108,6 @@ static void whole_device_fails(bool writes_only)
 	set_table(writes_only);
 }
 
-static struct part chunks[64];
-static uint64_t chunk_logical[64], chunk_type[64];
-static unsigned int nr_chunks;
-
-static void read_chunks(void)
-{
-	struct btrfs_ioctl_search_args args = { .key = {
-		.tree_id = BTRFS_CHUNK_TREE_OBJECTID,
-		.min_objectid = BTRFS_FIRST_CHUNK_TREE_OBJECTID,
-		.max_objectid = BTRFS_FIRST_CHUNK_TREE_OBJECTID,
-		.min_type = BTRFS_CHUNK_ITEM_KEY,
-		.max_type = BTRFS_CHUNK_ITEM_KEY,
-		.max_offset = -1,
-		.max_transid = -1,
-		.nr_items = 64,
-	} };
-	struct btrfs_ioctl_search_header h;
-	struct btrfs_chunk chunk;
-	int fd = open(below, O_RDONLY);
-	unsigned int i, at = 0;
-
-	if (ioctl(fd, BTRFS_IOC_TREE_SEARCH, &args))
-		die("chunks");
-	close(fd);
-	nr_chunks = args.key.nr_items;
-	for (i = 0; i < nr_chunks; i++) {
-		memcpy(&h, args.buf + at, sizeof(h));
-		memcpy(&chunk, args.buf + at + sizeof(h), sizeof(chunk));
-		at += sizeof(h) + h.len;
-		chunk_logical[i] = h.offset;
-		chunk_type[i] = chunk.type;
-		chunks[i] = (struct part){ chunk.stripe.offset, chunk.length };
-	}
-}
-
-/* Where on the device a page of a file lies. */
-static uint64_t place_of(const char *path, unsigned int page)
-{
-	struct fiemap_extent ext[64];
-	uint64_t off = page * PAGE, at;
-	long i, n = fiemap(path, ext, 64);
-	unsigned int k;
-
-	for (i = 0; i < n; i++) {
-		if (off < ext[i].fe_logical || off >= ext[i].fe_logical + ext[i].fe_length)
-			continue;
-		at = ext[i].fe_physical + off - ext[i].fe_logical;
-		if (!btrfs)
-			return at;
-		read_chunks();
-		for (k = 0; k < nr_chunks; k++)
-			if (at >= chunk_logical[k] && at < chunk_logical[k] + chunks[k].len)
-				return chunks[k].start + at - chunk_logical[k];
-	}
-	die("place of %s, page %u", path, page);
-}
-
 /* The extents of a file, on the device. */
 static unsigned int file_parts(const char *path, struct part *parts)
 {
@@ -219,7 +156,7 @@ static void add_data(bool used)
 		const struct part super = { 64 * MiB, PAGE };	/* a copy of it */
 		uint64_t end = 0;
 
-		read_chunks();
+		read_chunks(below);
 		for (i = 0; i < nr_chunks; i++) {
 			if (chunk_type[i] & BTRFS_BLOCK_GROUP_DATA)
 				add_gaps(chunks[i], parts, n);

@@ -5,6 +5,7 @@
  * below.
  */
 #include "common.h"
+#include "disk.h"
 #include <sys/inotify.h>
 
 #define SIZE	(40 * PAGE + 777)
@@ -195,26 +196,76 @@ TEST(into_holes)
 	SAME(holes);
 }
 
+/* What the lower file "a" holds, which nothing but its page cache need have. */
+static bool a_is(bool (*there)(const char *path, const void *want, size_t size))
+{
+	const char *path = low("%s/a", dut ? "dut" : "ref");
+	char *want = malloc(2 * SIZE);
+	int fd = open(path, O_RDONLY);
+	ssize_t n = read(fd, want, 2 * SIZE);
+	bool ret;
+
+	if (n <= 0)
+		die("%s", path);
+	close(fd);
+	ret = there(path, want, n);
+	free(want);
+	return ret;
+}
+
+/* That both say the same is not enough. */
+static void need_on_disk(int line)
+{
+	errno = 0;
+	if (!a_is(got_to_disk))
+		die("line %d: not on the disk", line);
+}
+
 static void synchronous(void)
 {
 	static const int flags[] = { O_SYNC, O_DSYNC, O_SYNC | O_APPEND, O_SYNC | O_DIRECT };
-	int fd, i;
+	struct iovec iov = { buf, 500 };
+	int fd, i, in, pipes[2];
 
 	make_pooled("a", SIZE, 1);
+	make_pooled("b", SIZE, 2);
 	fill(buf, sizeof(buf), 4, 0);
+	DO(pipe(pipes));
 	for (i = 0; i < 4; i++) {
 		char *p = aligned_alloc(PAGE, PAGE);
 
 		fill(p, PAGE, i, 0);
 		fd = DO(open("a", O_RDWR | flags[i]));
 		VAL(pwrite(fd, p, PAGE, (3 + i * 5) * PAGE));
-		if (!(flags[i] & O_DIRECT))
+		need_on_disk(__LINE__);
+		if (!(flags[i] & O_DIRECT)) {
 			VAL(write(fd, p, 33));
+			need_on_disk(__LINE__);
+		}
 		close(fd);
-		/* On the disk already: nothing is lost with the caches. */
 		write_text("/proc/sys/vm/drop_caches", "3");
 		say_both();
 	}
+	/* From a pipe, and from another file. */
+	fd = DO(open("a", O_RDWR | O_DSYNC));
+	in = DO(open("b", O_RDONLY));
+	VAL(write(pipes[1], buf, PAGE));
+	VAL(splice(pipes[0], NULL, fd, &(loff_t) { 24 * PAGE + 5 }, PAGE, 0));
+	need_on_disk(__LINE__);
+	VAL(lseek(fd, 28 * PAGE + 5, SEEK_SET));
+	VAL(sendfile(fd, in, &(off_t) { PAGE }, PAGE));
+	need_on_disk(__LINE__);
+	close(fd);
+	/* Not all writes of a file, but this one. */
+	fd = DO(open("a", O_RDWR));
+	VAL(pwritev2(fd, &iov, 1, 32 * PAGE + 5, RWF_SYNC));
+	need_on_disk(__LINE__);
+	VAL(pwritev2(fd, &iov, 1, 34 * PAGE + 5, RWF_DSYNC));
+	need_on_disk(__LINE__);
+	/* The test can tell. */
+	VAL(pwrite(fd, buf, 500, 36 * PAGE + 5));
+	say("on the disk: %d", a_is(is_on_disk));
+	say_both();
 }
 
 TEST(synchronous_writes)
