@@ -105,7 +105,7 @@ setup:
 	@scripts/setup
 
 check:
-	@scripts/check $(if $(K),-k $(K)) $(if $(FS),-f $(FS)) $(T)
+	@scripts/check $(if $(K),-k $(K)) $(if $(FS),-f $(FS)) $(if $(CPUS),-c $(CPUS)) $(T)
 
 # KASAN, lockdep, kmemleak and fault injection; builds that kernel first.
 check-debug:
@@ -168,6 +168,7 @@ help:
 	@echo 'make check            the tests: kernels 6.1 and 6.12, XFS and btrfs'
 	@echo '     T=name           ... only tests/name'
 	@echo '     K=6.12  FS=xfs   ... only on that kernel, that filesystem'
+	@echo '     CPUS=2           ... in guests with two processors'
 	@echo 'make check-debug      all tests on a kernel with KASAN and lockdep; hours'
 	@echo 'make torture          stamped blocks, changed from all sides at once'
 	@echo '     T=30m            ... that long (60 s); 90s, 2h'

@@ -66,7 +66,7 @@
  *   a fill looks by trylock for a writer of the lower file before it claims.
  *
  * pool->sem is never held while a lower i_rwsem, a page lock, fill_sem or
- * zap_mutex is waited for, and memory is allocated under it with GFP_NOFS
+ * zap_mutex is waited for, and memory is allocated under it with GFP_NOIO
  * only, so that a fault, a shrinker inside a lower transaction and a lower
  * writer that faults on an upper mapping can all take it or give up on it.
  */
