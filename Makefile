@@ -53,12 +53,6 @@ prepare:
 	@ln -sf $(top)/src/*.c $(top)/Kbuild $(out)/
 	@scripts/probe $(KDIR) $(out) CC="$(CC)" $(foreach v,LLVM ARCH CROSS_COMPILE,$(if $($(v)),$(v)=$($(v))))
 
-# What is built for another kernel is no use to install on this one, if nobody asked for it.
-define need_running_headers
-$(if $(no_headers),@echo "dedupfs: no headers for the running kernel:" \
-	"apt install linux-headers-$(no_headers); or reboot into the newest kernel; or give KVER=" >&2; exit 1)
-endef
-
 install: running-headers modules
 	install -D -m 644 $(out)/dedupfs.ko $(DESTDIR)/lib/modules/$(KVER)/updates/dedupfs.ko
 	$(if $(DESTDIR),,depmod $(KVER))
@@ -67,8 +61,10 @@ uninstall:
 	rm -f $(DESTDIR)/lib/modules/$(KVER)/updates/dedupfs.ko
 	$(if $(DESTDIR),,depmod $(KVER))
 
+# What is built for another kernel is no use to install on this one, if nobody asked for it.
 running-headers:
-	$(need_running_headers)
+	$(if $(no_headers),@echo "dedupfs: no headers for the running kernel:" \
+		"apt install linux-headers-$(no_headers); or reboot into the newest kernel; or give KVER=" >&2; exit 1)
 
 # DKMS rebuilds the module when a kernel is installed.  Only the sources go
 # to /usr/src, not build/.

@@ -40,7 +40,8 @@
  *                         zaps, under map->zap_mutex
  *       pool page lock    (trylock)
  *   map->fill_sem         read: a fill while it is in the lower filesystem;
- *                         write: sampling a baseline
+ *                         write: sampling a baseline; with either, extents of
+ *                         this map or another are detached and zapped
  *     lower inode i_rwsem (trylock for the baseline; shared inside FIEMAP
  *                          and direct reads of the lower filesystem, for a
  *                          moment before a FIEMAP and after a fill, and by

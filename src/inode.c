@@ -217,7 +217,6 @@ static void copy_owner(struct inode *inode, struct inode *lower, bool locked)
 static void copy_attr(struct inode *inode, bool locked)
 {
 	struct inode *lower = dedupfs_lower(inode);
-	loff_t size;
 
 	if (owner_differs(inode, lower))
 		copy_owner(inode, lower, locked);
@@ -229,8 +228,8 @@ static void copy_attr(struct inode *inode, bool locked)
 	if (flags_differ(inode, lower))
 		inode_set_flags(inode, lower->i_flags & COPIED_FLAGS, COPIED_FLAGS);
 	copy_nlink(inode, lower);
-	while (size = i_size_read(lower), i_size_read(inode) != size) {
-		i_size_write(inode, size);
+	while (i_size_read(inode) != i_size_read(lower)) {
+		i_size_write(inode, i_size_read(lower));
 		/* Who changed it since may have been overtaken by us: look again. */
 		smp_mb();
 	}

@@ -118,9 +118,10 @@ static void forget_witness(const struct dedupfs_witness *x)
  * dedupfs_find_witnesses - prove what is in the pool for a window's blocks
  * @w:		resolved window
  *
- * Through extents of other files, FIEMAPped again (rule 6).
+ * Through extents that are attached to them, of whatever file, FIEMAPped again
+ * (rule 6).  Those that do not hold are detached.
  *
- * Context: may sleep; no pool->sem; takes the i_rwsem (shared) of other lower
+ * Context: may sleep; no pool->sem; takes the lower i_rwsem (shared) of those
  * files, one at a time.
  */
 void dedupfs_find_witnesses(struct dedupfs_window *w)

@@ -97,6 +97,7 @@ bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page);
 u64 dedupfs_pool_next(struct dedupfs_pool *pool, u64 block, u64 end);
 bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr);
+
 /* Is there any published page in a range of blocks? */
 static inline bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
 {

@@ -121,6 +121,7 @@ static void text_busy(void)
 	pid = fork();
 	if (!pid) {
 		dup2(go[0], 0);
+		dup2(open("/dev/null", O_WRONLY), 1);
 		close(go[1]);
 		execl("./busybox", "busybox", "cat", NULL);
 		_exit(127);

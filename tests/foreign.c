@@ -645,6 +645,30 @@ TEST(blocks_of_a_cut_file_used_by_others)
 }
 
 /*
+ * Read all of file y through the mount, map it, and let its pages go: what is
+ * known of it stays.
+ */
+static int know_and_let_go(struct __test_metadata *_metadata, size_t size, char **map,
+			   long *attached)
+{
+	char *seen = malloc(size);
+	int fd;
+
+	ASSERT_TRUE(empty_pool(0));
+	fd = open(up("y"), O_RDONLY);
+	ASSERT_EQ(size, pread(fd, seen, size, 0));
+	ASSERT_EQ(-1, mismatch(seen, size, 1, 0));
+	*map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, *map);
+	ASSERT_LE((long)(size / PAGE), pool("pages"));
+	*attached = pool("attachments");
+	ASSERT_LT(0, *attached);
+	ASSERT_TRUE(empty_pool(*attached));
+	free(seen);
+	return fd;
+}
+
+/*
  * btrfs moves a file without a word: the counter stays, the old blocks go to
  * another file.  Who was attached to them, without a page, must not get the
  * other's.
@@ -670,17 +694,7 @@ TEST(moved_in_silence)
 	take_space(low("filler"), 16 * MiB);
 	n = fiemap(low("y"), was, 8);
 	ASSERT_LT(0, n);
-	ASSERT_TRUE(empty_pool(0));
-	fd = open(up("y"), O_RDONLY);
-	ASSERT_EQ(size, pread(fd, seen, size, 0));
-	ASSERT_EQ(-1, mismatch(seen, size, 1, 0));
-	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
-	ASSERT_NE(MAP_FAILED, map);
-	ASSERT_LE((long)(size / PAGE), pool("pages"));
-	/* Its pages go, and what is known of it stays. */
-	attached = pool("attachments");
-	ASSERT_LT(0, attached);
-	ASSERT_TRUE(empty_pool(attached));
+	fd = know_and_let_go(_metadata, size, &map, &attached);
 	stale = pool("stale");
 
 	/* (What cannot be compressed is written anew as it is.) */
@@ -764,15 +778,7 @@ TEST_F(one_file, moved_within_itself)
 	ASSERT_EQ(0, fsync(fd));
 	close(fd);
 	take_space(low("filler"), 16 * MiB);
-	ASSERT_TRUE(empty_pool(0));
-	fd = open(up("y"), O_RDONLY);
-	ASSERT_EQ(size, pread(fd, seen, size, 0));
-	ASSERT_EQ(-1, mismatch(seen, size, 1, 0));
-	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
-	ASSERT_NE(MAP_FAILED, map);
-	attached = pool("attachments");
-	ASSERT_LT(0, attached);
-	ASSERT_TRUE(empty_pool(attached));
+	fd = know_and_let_go(_metadata, size, &map, &attached);
 	posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
 	if (variant->filled)
 		ASSERT_EQ(half, pread(fd, seen, half, 0));

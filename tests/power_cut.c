@@ -609,8 +609,12 @@ static bool block_ok(const char *p, const struct block *b)
 			return true;
 	if (b->nr == 1 || !p)
 		return false;
-	/* An append that nobody was promised: btrfs may have its size, and no data yet. */
-	for (c = 0; c < b->nr; c++)
+	/*
+	 * An append that nobody was promised: btrfs (without items for holes)
+	 * takes the size of now along when an earlier extent is finished, and
+	 * so may have its size, and no data.
+	 */
+	for (c = 0; btrfs && c < b->nr; c++)
 		if (b->seed[c] == ABSENT && !memcmp(p, zero, PAGE))
 			return true;
 	for (i = 0; i < PAGE / 8; i++) {
