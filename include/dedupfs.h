@@ -271,11 +271,11 @@ struct dedupfs_map {
 	struct dedupfs_pool *pool;
 	struct inode *lower;
 	u64 baseline;
-	spinlock_t lock;
+	spinlock_t lock;		/* extents, baseline, seq, foreign */
 	seqcount_spinlock_t seq;
 	struct rb_root extents;
 	unsigned int nr_extents;
-	struct mutex attach_mutex;
+	struct mutex attach_mutex;	/* a look at changing, until attached */
 	atomic_t changing;
 	atomic_t change_seq;
 	atomic_t writers;
@@ -287,7 +287,7 @@ struct dedupfs_map {
 	pgoff_t wrote_last;
 	atomic_t mapping[2];
 	unsigned int turn;
-	struct mutex zap_mutex;
+	struct mutex zap_mutex;		/* turn */
 	struct rw_semaphore fill_sem;
 	struct dedupfs_mark *mark;
 	bool tracked;
@@ -389,9 +389,9 @@ static inline struct mnt_idmap *dedupfs_lower_idmap(const struct super_block *sb
 	return mnt_idmap(DEDUPFS_SB(sb)->lower.mnt);
 }
 
-/* NULL, or the map, whole: pairs with the store in dedupfs_map_get(). */
 static inline struct dedupfs_map *dedupfs_map_of(const struct dedupfs_inode *di)
 {
+	/* NULL, or the map, whole: pairs with the store in dedupfs_map_get(). */
 	return smp_load_acquire(&di->map);
 }
 

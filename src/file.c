@@ -87,10 +87,12 @@ struct file *dedupfs_lower_file(struct file *file)
 	 * 6.8 an overlayfs above opens our files under its own path: then any
 	 * name of the lower inode will do.
 	 */
-	if (likely(file->f_path.dentry->d_sb == inode->i_sb))
+	if (likely(file->f_path.dentry->d_sb == inode->i_sb)) {
 		path.dentry = dedupfs_lower_dentry(file->f_path.dentry);
-	else
-		path.dentry = alias = d_find_any_alias(dedupfs_lower(inode));
+	} else {
+		alias = d_find_any_alias(dedupfs_lower(inode));
+		path.dentry = alias;
+	}
 	if (!path.dentry)
 		return ERR_PTR(-ESTALE);
 	path.mnt = DEDUPFS_SB(inode->i_sb)->lower.mnt;
