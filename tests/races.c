@@ -506,4 +506,49 @@ TEST_F(clones, used_by_another_while_it_is_mapped)
 	used_by_another(_metadata, "slow-fault", map_victim);
 }
 
+/*
+ * Rule 6: a file that another one is to be attached by is FIEMAPped, then all
+ * of it is written anew below, twice: its blocks go, come back with other data,
+ * and it is read again, before the other is attached.  That one was moved away
+ * meanwhile, of which no counter tells.
+ */
+TEST_F(clones, witness_written_anew_before_its_word_is_used)
+{
+	struct fiemap_extent was[8];
+	size_t run = 0, first, at;
+	char *buf = malloc(SIZE);
+	int i, fd;
+	long n;
+
+	if (!btrfs)
+		SKIP(return, "on XFS the counter tells of a move");
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	n = fiemap(low("b"), was, 8);
+	ASSERT_LT(0, n);
+	take_space(low("filler"), 16 * MiB);
+	ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
+	slow_begin("slow-join", read_all_of_a, 0);
+
+	/* (What cannot be compressed is written anew as it is.) */
+	EXPECT_EQ(0, shell("btrfs filesystem defragment -czstd -f %s", low("a")));
+	fd = open(low("b"), O_RDWR);
+	for (i = 0; i < 24 && !(run && first == at); i++) {
+		fill(buf, SIZE, 10 + i, 0);
+		write_all(fd, buf, SIZE, 0);
+		EXPECT_EQ(0, fsync(fd));
+		sync();
+		run = run_on(was, n, low("b"), &first, &at);
+	}
+	close(fd);
+	EXPECT_TRUE(run && first == at) TH_LOG("its blocks did not come back");
+	EXPECT_EQ(-1, check_file(up("b"), SIZE, 9 + i));
+	TH_LOG("%zu pages came back, round %d%s", run, i, is_done(slow_pid) ? "; too late" : "");
+	EXPECT_EQ(0, slow_end());
+	EXPECT_EQ(-1, differs_from(up("a"), want, SIZE));
+	EXPECT_EQ(-1, check_file(up("b"), SIZE, 9 + i));
+	unlink(low("filler"));
+	free(buf);
+}
+
 TEST_HARNESS_MAIN
