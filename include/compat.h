@@ -20,6 +20,7 @@
 #ifndef DEDUPFS_COMPAT_H
 #define DEDUPFS_COMPAT_H
 
+#include <linux/cgroup.h>
 #include <linux/fs.h>
 #include <linux/exportfs.h>
 #include <linux/fileattr.h>
@@ -425,23 +426,20 @@ static inline void shrinker_free(struct dedupfs_shrinker *s)
 #define shrinker	dedupfs_shrinker
 #endif
 
-/* Could a huge page of the file be mapped there? */
-static inline bool dedupfs_huge_page_fits(const struct vm_area_struct *vma, unsigned long addr)
+/* The I/O controller's group of a task, for kthread_associate_blkcg(); NULL without it. */
+static inline struct cgroup_subsys_state *dedupfs_io_group_of(struct task_struct *task)
 {
-	unsigned long start = addr & PMD_MASK;
-
-	return IS_ALIGNED((vma->vm_start >> PAGE_SHIFT) - vma->vm_pgoff, PMD_SIZE >> PAGE_SHIFT) &&
-	       start >= vma->vm_start && start + PMD_SIZE <= vma->vm_end;
+#ifdef CONFIG_BLK_CGROUP
+	return task_get_css(task, io_cgrp_id);
+#else
+	return NULL;
+#endif
 }
 
-/*
- * Before 6.5 vm_insert_pages() takes what it finds in a PMD for a page table.
- * Where none is there yet, another thread may put a huge page of the lower
- * page cache in its place meanwhile, if the VMA suits it.
- */
-static inline bool dedupfs_pmd_can_turn_huge(struct vm_area_struct *vma, unsigned long addr)
+/* Do huge pages of the file lie on huge pages of the address space? */
+static inline bool dedupfs_huge_pages_line_up(const struct vm_area_struct *vma)
 {
-	return LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0) && dedupfs_huge_page_fits(vma, addr);
+	return IS_ALIGNED((vma->vm_start >> PAGE_SHIFT) - vma->vm_pgoff, PMD_SIZE >> PAGE_SHIFT);
 }
 
 /* Before 6.6 __fput_sync() is for kernel threads alone. */

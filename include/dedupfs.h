@@ -245,9 +245,8 @@ struct dedupfs_extent {
  * @changing:	operations of ours that are modifying the data now
  * @change_seq:	moves at the start and end of each of them
  * @writers:	lower files that we hold open for writing (all mounts)
- * @zaps:	detached ranges that are not unmapped yet
- * @dropping:	those of them that were the whole file; raised before the
- *		extents go, lowered when nothing of them is mapped
+ * @zaps:	detached ranges that are not unmapped yet; raised before the extents
+ *		go, lowered when nothing of them is mapped
  * @settled:	(btrfs) nothing written before @baseline is unfinished below
  * @wrote_first: with @wrote_last, file pages that we changed since then; FIEMAP
  *		can be wrong about them (lock)
@@ -280,7 +279,6 @@ struct dedupfs_map {
 	atomic_t change_seq;
 	atomic_t writers;
 	atomic_t zaps;
-	atomic_t dropping;
 	unsigned long unstable_until;
 	bool settled;
 	pgoff_t wrote_first;
@@ -314,6 +312,8 @@ struct dedupfs_map {
  *		@around_nr pages
  * @fault_index: page that a fault last waited for; @fault_tries weighs the
  *		waits for it that have ended since it was last mapped
+ * @fault_fails: waits in a row, for any page, that did not bring it
+ * @fault_time:	when the last wait ended, in jiffies
  */
 struct dedupfs_inode {
 	struct inode vfs_inode;
@@ -328,6 +328,7 @@ struct dedupfs_inode {
 	unsigned int around_nr;
 	pgoff_t fault_index;
 	unsigned int fault_tries;
+	unsigned int fault_fails;
 	unsigned long fault_time;
 };
 
@@ -344,6 +345,7 @@ struct dedupfs_sb {
 	struct dedupfs_pool *pool;
 	const struct cred *cred;	/* of the mounter: fills, and opens of lower files */
 	struct dedupfs_config config;
+	u64 root_bits;			/* what LOWERDIR's subvolume adds to inode numbers */
 	const struct vm_operations_struct *lower_vm_ops; /* learnt by fault.c */
 	errseq_t lower_errseq;		/* of the lower s_wb_err, for syncfs */
 	spinlock_t lock;		/* lower_errseq, config.pool_limit_text */
@@ -458,6 +460,7 @@ int dedupfs_complain(struct fs_context *fc, int err, const char *fmt, ...);
 int dedupfs_fill_super(struct super_block *sb, struct fs_context *fc);
 void dedupfs_kill_sb(struct super_block *sb);
 int dedupfs_reconfigure(struct fs_context *fc);
+void dedupfs_carry_wb_err(struct super_block *sb);
 
 /* namei.c */
 extern const struct inode_operations dedupfs_dir_iops;
@@ -470,7 +473,7 @@ extern const struct inode_operations dedupfs_file_iops;
 extern const struct inode_operations dedupfs_symlink_iops;
 extern const struct inode_operations dedupfs_special_iops;
 struct inode *dedupfs_iget(struct super_block *sb, struct inode *lower);
-u64 dedupfs_ino(struct inode *lower);
+u64 dedupfs_lower_ino(struct inode *lower);
 bool dedupfs_attr_differs(const struct inode *inode);
 void dedupfs_copy_attr(struct inode *inode);
 void dedupfs_copy_attr_locked(struct inode *inode);
@@ -500,6 +503,7 @@ extern const struct file_operations dedupfs_file_fops;
 struct file *dedupfs_open_lower(struct super_block *sb, const struct path *path,
 				unsigned int flags);
 struct file *dedupfs_lower_file(struct file *file);
+void dedupfs_share_wb_err(struct file *to, const struct file *from);
 void dedupfs_data_init_once(struct dedupfs_inode *di);
 void dedupfs_data_init(struct dedupfs_inode *di);
 void dedupfs_data_evict(struct dedupfs_inode *di);

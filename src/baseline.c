@@ -20,11 +20,12 @@
  * dedupfs_still_maps - does FIEMAP give a range of a file the same blocks as before?
  * @lower:	lower inode
  * @r:		attached range of it
+ * @flags:	FIEMAP_FLAG_*
  * @phys:	room for DEDUPFS_RESOLVE_EXTENTS
  *
  * Context: may sleep; takes the lower i_rwsem (shared).
  */
-bool dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r,
+bool dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 flags,
 			struct dedupfs_phys *phys)
 {
 	const u32 never = FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_DATA_INLINE |
@@ -36,7 +37,7 @@ bool dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r,
 	int n, i;
 
 	n = dedupfs_fiemap(lower, (u64)pos << PAGE_SHIFT, (u64)r->nr << PAGE_SHIFT,
-			   0, phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
+			   flags, phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
 	for (i = 0; i < n && pos < end; i++) {
 		p = &phys[i];
 		if (p->logical > (u64)pos << PAGE_SHIFT || (p->flags & never) ||
@@ -206,18 +207,24 @@ static bool carry_over(struct dedupfs_map *map, u64 counter)
 	struct dedupfs_phys *phys;
 	pgoff_t pos = 0, clean;
 	bool ok = false;
+	u32 flags = 0;
 
 	phys = kvmalloc_array(DEDUPFS_RESOLVE_EXTENTS, sizeof(*phys), GFP_KERNEL);
 	if (!phys)
 		return false;
+	/* Of a write that raised no event, and is not finished (btrfs), only this tells. */
+	if (map->pool->fiemap_sync && !dedupfs_lower_dirty(map->lower))
+		flags = FIEMAP_FLAG_SYNC;
 	for (; next_attached(map, pos, &r); pos = r.index + r.nr) {
 		if (n++ == CARRY_EXTENTS)
 			goto out;
 		/* What we made dirty was detached: this somebody did who raised no event. */
 		clean = dedupfs_clean_pages(map->lower, r.index, r.nr);
 		r.nr = clean ?: max(dedupfs_dirty_run(map->lower, r.index, r.nr), 1UL);
-		if (!clean || !dedupfs_still_maps(map->lower, &r, phys))
+		if (!clean || !dedupfs_still_maps(map->lower, &r, flags, phys))
 			dedupfs_detach(map, r.index, r.index + r.nr - 1);
+		/* It waits for write-back of all of the file: once is enough. */
+		flags = 0;
 	}
 	if (!dedupfs_only_ours(map))
 		goto out;
@@ -283,10 +290,7 @@ int dedupfs_baseline(struct dedupfs_map *map)
 		goto out;
 
 	/* It becomes valid when nothing old is mapped any more. */
-	atomic_inc(&map->zaps);
-	atomic_inc(&map->dropping);
-	/* As in dedupfs_map_kill(). */
-	smp_mb__after_atomic();
+	dedupfs_zap_begin(map);
 	down_write(&map->pool->sem);
 	spin_lock(&map->lock);
 	WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
@@ -295,16 +299,15 @@ int dedupfs_baseline(struct dedupfs_map *map)
 	up_write(&map->pool->sem);
 	if (attached)
 		dedupfs_count(map->pool, DEDUPFS_STALE, 1);
-	/* Or somebody else has dropped it all, and is not through. */
-	if (attached || atomic_read(&map->dropping) > 1)
+	/* Or somebody else has detached something, and is not through. */
+	if (attached || atomic_read(&map->zaps) > 1)
 		dedupfs_zap(map, 0, ULONG_MAX);
 	spin_lock(&map->lock);
 	WRITE_ONCE(map->baseline, counter);
 	WRITE_ONCE(map->tracked, false);
 	map->settled = false;
 	spin_unlock(&map->lock);
-	atomic_dec(&map->dropping);
-	atomic_dec(&map->zaps);
+	dedupfs_zap_end(map);
 	/* A carried file can be dirty; one that starts anew must not be. */
 	if (carry && dedupfs_lower_dirty(lower)) {
 		WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);

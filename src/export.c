@@ -137,10 +137,37 @@ static int dedupfs_get_name(struct dentry *parent, char *name, struct dentry *ch
 	return err;
 }
 
+/*
+ * nfsd has what it did made durable before it says so.  (Without this it would
+ * look for dirty state of the upper inode, which has none but the lower pages.)
+ */
+static int dedupfs_commit_metadata(struct inode *inode)
+{
+	struct inode *lower = dedupfs_lower(inode);
+	const struct export_operations *ops = lower->i_sb->s_export_op;
+
+	return ops->commit_metadata ? ops->commit_metadata(lower) : sync_inode_metadata(lower, 1);
+}
+
+#ifdef DEDUPFS_HAVE_FETCH_IVERSION
+/* As nfsd makes it where the inode itself counts its changes. */
+static u64 dedupfs_fetch_iversion(struct inode *inode)
+{
+	struct inode *lower = dedupfs_lower(inode);
+	struct timespec64 ctime = inode_get_ctime(lower);
+
+	return ((u64)ctime.tv_sec << 30) + ctime.tv_nsec + inode_query_iversion(lower);
+}
+#endif
+
 const struct export_operations dedupfs_export_ops = {
 	.encode_fh	= dedupfs_encode_fh,
 	.fh_to_dentry	= dedupfs_fh_to_dentry,
 	.fh_to_parent	= dedupfs_fh_to_parent,
 	.get_parent	= dedupfs_get_parent,
 	.get_name	= dedupfs_get_name,
+	.commit_metadata = dedupfs_commit_metadata,
+#ifdef DEDUPFS_HAVE_FETCH_IVERSION
+	.fetch_iversion	= dedupfs_fetch_iversion,
+#endif
 };

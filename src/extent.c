@@ -138,10 +138,7 @@ void dedupfs_zap_all(struct dedupfs_zap_list *list)
 	for (i = 0; i < list->nr; i++) {
 		map = list->zap[i].map;
 		dedupfs_zap(map, list->zap[i].first, list->zap[i].last);
-		/* All of it: see dedupfs_map_kill(). */
-		if (list->zap[i].last == ULONG_MAX)
-			atomic_dec(&map->dropping);
-		atomic_dec(&map->zaps);
+		dedupfs_zap_end(map);
 		dedupfs_map_put(map);
 	}
 	list->nr = 0;
@@ -408,12 +405,12 @@ bool dedupfs_detach_later(struct dedupfs_zap_list *list, struct dedupfs_map *map
 {
 	bool attached;
 
-	atomic_inc(&map->zaps);
+	dedupfs_zap_begin(map);
 	attached = dedupfs_detach_extents(map, first, &last);
 	if (attached)
 		zap_later(list, map, first, last);
 	else
-		atomic_dec(&map->zaps);
+		dedupfs_zap_end(map);
 	return attached;
 }
 
@@ -433,11 +430,11 @@ void dedupfs_detach_unpublished(struct dedupfs_zap_list *list, struct dedupfs_ma
 {
 	pgoff_t to = last;
 
-	atomic_inc(&map->zaps);
+	dedupfs_zap_begin(map);
 	if (dedupfs_detach_extents(map, first, &to) && to > last)
 		zap_later(list, map, last + 1, to);
 	else
-		atomic_dec(&map->zaps);
+		dedupfs_zap_end(map);
 }
 
 /**
@@ -459,12 +456,12 @@ void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 	mutex_unlock(&map->attach_mutex);
 	if (!any_known(map, first, last) && !atomic_read(&map->zaps))
 		return;
-	atomic_inc(&map->zaps);
+	dedupfs_zap_begin(map);
 	down_write(&pool->sem);
 	dedupfs_detach_extents(map, first, &last);
 	up_write(&pool->sem);
 	dedupfs_zap(map, first, last);
-	atomic_dec(&map->zaps);
+	dedupfs_zap_end(map);
 }
 
 /**
@@ -482,7 +479,7 @@ void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index)
 	struct dedupfs_range r = { .index = index, .nr = 1, .reason = DEDUPFS_CHANGING };
 	pgoff_t last = index;
 
-	atomic_inc(&map->zaps);
+	dedupfs_zap_begin(map);
 	down_write(&map->pool->sem);
 	mutex_lock(&map->attach_mutex);
 	dedupfs_detach_extents(map, index, &last);
@@ -491,7 +488,7 @@ void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index)
 	mutex_unlock(&map->attach_mutex);
 	up_write(&map->pool->sem);
 	dedupfs_zap(map, index, last);
-	atomic_dec(&map->zaps);
+	dedupfs_zap_end(map);
 }
 
 /**
@@ -533,11 +530,7 @@ void dedupfs_map_kill(struct dedupfs_map *map, struct dedupfs_zap_list *list)
 	WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
 	spin_unlock(&map->lock);
 	dedupfs_count(map->pool, DEDUPFS_STALE, 1);
-	atomic_inc(&map->dropping);
-	/* Seen by whoever sees that there are no extents any more. */
-	smp_mb__after_atomic();
-	if (!dedupfs_detach_later(list, map, 0, ULONG_MAX))
-		atomic_dec(&map->dropping);
+	dedupfs_detach_later(list, map, 0, ULONG_MAX);
 }
 
 /**
@@ -564,9 +557,9 @@ void dedupfs_drop_stale(struct dedupfs_map *map)
 		up_write(&map->pool->sem);
 		dedupfs_zap_all(&zaps);
 	}
-	/* Who dropped them before us may not be through; as in dedupfs_map_kill(). */
+	/* Who detached them before us may not be through; as in dedupfs_zap_begin(). */
 	smp_rmb();
-	if (atomic_read(&map->dropping))
+	if (atomic_read(&map->zaps))
 		dedupfs_zap(map, 0, ULONG_MAX);
 }
 

@@ -64,6 +64,19 @@ static inline u64 dedupfs_block_last(const struct dedupfs_extent *ext)
 	return ext->block + ext->nr - 1;
 }
 
+/* Extents are about to go, and are mapped until dedupfs_zap_end(). */
+static inline void dedupfs_zap_begin(struct dedupfs_map *map)
+{
+	atomic_inc(&map->zaps);
+	/* Seen by whoever sees that there are no extents any more. */
+	smp_mb__after_atomic();
+}
+
+static inline void dedupfs_zap_end(struct dedupfs_map *map)
+{
+	atomic_dec(&map->zaps);
+}
+
 /* extent.c */
 struct dedupfs_extent *dedupfs_extent_at_or_after(struct dedupfs_map *map, pgoff_t index);
 struct dedupfs_extent *dedupfs_extent_add(struct dedupfs_map *map, const struct dedupfs_range *r);
@@ -82,7 +95,7 @@ void dedupfs_zap_all(struct dedupfs_zap_list *list);
 
 /* baseline.c */
 int dedupfs_baseline(struct dedupfs_map *map);
-bool dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r,
+bool dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 flags,
 			struct dedupfs_phys *phys);
 bool dedupfs_in_place(struct inode *lower);
 pgoff_t dedupfs_clean_pages(struct inode *lower, pgoff_t index, pgoff_t nr);

@@ -28,6 +28,8 @@
 /* Longer, once, where the page is seen being read. */
 #define FAULT_WAIT_DISK		(6 * HZ)
 #define FAULT_TRIES		3
+/* In a row, for whatever pages of a file: those who populate have no count of their own. */
+#define FAULT_FAILS		(2 * FAULT_TRIES)
 /* A wait that brought the page counts less: it may be somebody else's who maps the file. */
 #define TRY_FAILED		16U
 #define TRY_DONE		1U
@@ -143,42 +145,30 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 }
 
 /*
- * Where it makes huge pages of files that are read only, the kernel frees the
- * page tables of all who map the range, and takes them to be empty: it has
- * unmapped its own pages, and knows of none of ours.
+ * In a VMA with VM_MIXEDMAP the kernel takes a huge page for a driver's, which
+ * is not counted, and gives back nothing of it: so none may be mapped there.
+ * Where there is a page table, none is; and no other way that a fault takes
+ * comes before this.  It is made before anybody waits for us, too: who has
+ * used up his memory may be held up over it.
  */
-static bool table_can_be_freed(const struct vm_area_struct *vma, unsigned long addr)
+static int make_table(struct vm_fault *vmf)
 {
-	return IS_ENABLED(CONFIG_READ_ONLY_THP_FOR_FS) && !vma->anon_vma &&
-	       dedupfs_huge_page_fits(vma, addr);
-}
+	unsigned long none = 0;
+	pmd_t pmd = READ_ONCE(*vmf->pmd);
 
-/* It is moved with its page tables, perhaps to where they can be freed. */
-static int pooled_mremap(struct vm_area_struct *vma)
-{
-	unmap_mapping_pages(vma->vm_file->f_mapping, vma->vm_pgoff, vma_pages(vma), false);
-	return 0;
+	if (likely(!pmd_none(pmd)))
+		return WARN_ON_ONCE(pmd_trans_huge(pmd)) ? -EFAULT : 0;
+	return vm_insert_pages(vmf->vma, vmf->address & PAGE_MASK, NULL, &none);
 }
 
 /*
- * Make sure that there is a page table, before anybody waits for us: who has
- * used up his memory may be held up over it.  With care: where there can be
- * a huge page instead, the lower page cache brings the one or the other.
- * Return: FAULT_MAPPED if there is.
+ * Where it makes huge pages of files that are read only, the kernel frees the
+ * page tables of all who could map one, and takes them to be empty: it has
+ * unmapped its own pages, and knows of none of ours.
  */
-static enum fault_source make_table(struct vm_fault *vmf)
+static bool table_can_be_freed(const struct vm_area_struct *vma)
 {
-	unsigned long addr = vmf->address & PAGE_MASK, none = 0;
-	struct vm_area_struct *vma = vmf->vma;
-
-	/* What userfaultfd leaves in a table looks like a page to who inserts one. */
-	if (pmd_trans_huge(*vmf->pmd) || table_can_be_freed(vma, addr) || userfaultfd_armed(vma))
-		return FAULT_LOWER;
-	if (likely(!pmd_none(*vmf->pmd)))
-		return FAULT_MAPPED;
-	if (dedupfs_pmd_can_turn_huge(vma, addr))
-		return FAULT_LOWER;
-	return vm_insert_pages(vma, addr, NULL, &none) ? FAULT_OOM : FAULT_MAPPED;
+	return IS_ENABLED(CONFIG_READ_ONLY_THP_FOR_FS) && dedupfs_huge_pages_line_up(vma);
 }
 
 /* Map from the pool, or say why not.  On a write fault only vmf->page is set. */
@@ -197,11 +187,9 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 		return FAULT_LOWER;
 	if (!map)
 		return FAULT_MISS;
-	if (!(vmf->flags & FAULT_FLAG_WRITE)) {
-		source = make_table(vmf);
-		if (source != FAULT_MAPPED)
-			return source;
-	}
+	/* What userfaultfd leaves in a table looks like a page to who inserts one. */
+	if (!(vmf->flags & FAULT_FLAG_WRITE) && userfaultfd_armed(vmf->vma))
+		return FAULT_LOWER;
 	turn = dedupfs_mapping_begin(map);
 	size = i_size_read(di->lower);
 	source = FAULT_MISS;
@@ -241,12 +229,17 @@ static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
 	/* Whoever waits in turn with another, each for his page, would never end. */
 	if (another && (vmf->flags & FAULT_FLAG_TRIED))
 		return false;
-	if (another || time_after(jiffies, READ_ONCE(di->fault_time) + 2 * FAULT_WAIT)) {
+	if (time_after(jiffies, READ_ONCE(di->fault_time) + 2 * FAULT_WAIT)) {
+		another = true;
+		WRITE_ONCE(di->fault_fails, 0);
+	}
+	if (another) {
 		WRITE_ONCE(di->fault_index, vmf->pgoff);
 		WRITE_ONCE(di->fault_tries, 0);
 		WRITE_ONCE(di->fault_time, jiffies);
 	}
-	return READ_ONCE(di->fault_tries) < FAULT_TRIES * TRY_FAILED;
+	return READ_ONCE(di->fault_tries) < FAULT_TRIES * TRY_FAILED &&
+	       READ_ONCE(di->fault_fails) < FAULT_FAILS;
 }
 
 /* How far is the pool with a page of the file? */
@@ -264,10 +257,14 @@ static enum dedupfs_state look_for_page(struct dedupfs_inode *di, pgoff_t index)
 /* A fault has waited for a fill of its page. */
 static void note_try(struct dedupfs_inode *di, pgoff_t index)
 {
-	unsigned int weight = look_for_page(di, index) == DEDUPFS_THERE ? TRY_DONE : TRY_FAILED;
+	bool there = look_for_page(di, index) == DEDUPFS_THERE;
 
+	/* Ages from now on: the wait may have taken long. */
+	WRITE_ONCE(di->fault_time, jiffies);
+	WRITE_ONCE(di->fault_fails, there ? 0 : READ_ONCE(di->fault_fails) + 1);
 	if (READ_ONCE(di->fault_index) == index)
-		WRITE_ONCE(di->fault_tries, READ_ONCE(di->fault_tries) + weight);
+		WRITE_ONCE(di->fault_tries,
+			   READ_ONCE(di->fault_tries) + (there ? TRY_DONE : TRY_FAILED));
 }
 
 /* Its page is mapped: whoever comes next begins anew. */
@@ -376,9 +373,13 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	struct inode *inode = file_inode(vmf->vma->vm_file);
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	vm_fault_t ret;
+	int err;
 
 	/* What is mapped elsewhere, too, and wherever this page comes from. */
 	dedupfs_look_for_changes(di);
+	err = make_table(vmf);
+	if (err)
+		return vmf_error(err);
 	if ((vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED)) {
 		read_shared_page(vmf, di);
 		return filemap_fault(vmf);
@@ -439,6 +440,9 @@ static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t 
 
 	/* What may have been changed beneath is for ->fault to unmap, which may sleep. */
 	if (dedupfs_may_be_stale(map))
+		return 0;
+	/* And so is it to make a page table where this would map a huge page. */
+	if (pmd_none(READ_ONCE(*vmf->pmd)) && dedupfs_huge_pages_line_up(vmf->vma))
 		return 0;
 	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
 		return dedupfs_is_plain(di) || unstable_now(di) ?
@@ -536,11 +540,25 @@ static const struct vm_operations_struct plain_vm_ops = {
 	.page_mkwrite	= page_mkwrite,
 };
 
+/*
+ * It is moved with its page tables, perhaps to where they can be freed: there
+ * it becomes one of the plain kind.
+ */
+static int pooled_mremap(struct vm_area_struct *vma)
+{
+	if (table_can_be_freed(vma)) {
+		unmap_mapping_pages(vma->vm_file->f_mapping, vma->vm_pgoff, vma_pages(vma), false);
+		vm_flags_clear(vma, VM_MIXEDMAP | VM_NOHUGEPAGE);
+		vma->vm_ops = &plain_vm_ops;
+	}
+	return 0;
+}
+
 static const struct vm_operations_struct pooled_vm_ops = {
 	.fault		= pooled_fault,
 	.map_pages	= pooled_map_pages,
 	.page_mkwrite	= page_mkwrite,
-	.mremap		= IS_ENABLED(CONFIG_READ_ONLY_THP_FOR_FS) ? pooled_mremap : NULL,
+	.mremap		= pooled_mremap,
 };
 
 /** dedupfs_is_our_vma - are its stores seen by our page_mkwrite? */
@@ -617,7 +635,7 @@ int dedupfs_mmap(struct file *file, struct vm_area_struct *vma)
 		if (err)
 			return err;
 	}
-	if (dedupfs_is_plain(di) ||
+	if (dedupfs_is_plain(di) || table_can_be_freed(vma) ||
 	    (dedupfs_lower_dirty(di->lower) && !(di->map && di->map->nr_extents))) {
 		vma->vm_ops = &plain_vm_ops;
 	} else {

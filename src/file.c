@@ -198,6 +198,11 @@ static int file_open(struct inode *inode, struct file *file)
 				    file);
 		return -EINVAL;
 	}
+	if (changed_below(inode, di->lower))
+		dedupfs_copy_attr(inode);
+	err = generic_file_open(inode, file);
+	if (err)
+		return err;
 	file->private_data = NULL;
 	if (file->f_mode & FMODE_WRITE) {
 		err = open_for_writing(inode, file);
@@ -209,8 +214,6 @@ static int file_open(struct inode *inode, struct file *file)
 			return err;
 	}
 	file->f_mode |= FMODE_CAN_ODIRECT | FMODE_NOWAIT;
-	if (changed_below(inode, di->lower))
-		dedupfs_copy_attr(inode);
 	dedupfs_drop_if_stale(dedupfs_map_of(di));
 	if (file->f_mode & FMODE_READ)
 		dedupfs_decide(inode);
@@ -221,8 +224,10 @@ static int file_release(struct inode *inode, struct file *file)
 {
 	struct file *lower = file->private_data;
 
-	if (file->f_mode & FMODE_WRITE)
+	if (file->f_mode & FMODE_WRITE) {
 		count_writer(DEDUPFS_I(inode), -1);
+		dedupfs_carry_wb_err(inode->i_sb);
+	}
 	if (lower)
 		dedupfs_release_lower(lower);
 	return 0;
@@ -246,13 +251,34 @@ static loff_t file_llseek(struct file *file, loff_t offset, int whence)
 	return vfs_setpos(file, offset, lower_inode->i_sb->s_maxbytes);
 }
 
+/**
+ * dedupfs_share_wb_err - an upper and its lower file are one descriptor
+ * @to:		one of them
+ * @from:	the other, which may have told of a write-back error since
+ *
+ * What the one has told, the other need not: nfsd and sync_file_range(2) look
+ * at the upper file.  Of calls at the same moment two may tell it, and one does.
+ */
+void dedupfs_share_wb_err(struct file *to, const struct file *from)
+{
+	if (likely(READ_ONCE(to->f_wb_err) == READ_ONCE(from->f_wb_err)))
+		return;
+	spin_lock(&to->f_lock);
+	to->f_wb_err = READ_ONCE(from->f_wb_err);
+	spin_unlock(&to->f_lock);
+}
+
 static int file_fsync(struct file *file, loff_t start, loff_t end, int datasync)
 {
 	struct file *lower = dedupfs_lower_file(file);
+	int err;
 
 	if (IS_ERR(lower))
 		return PTR_ERR(lower);
-	return vfs_fsync_range(lower, start, end, datasync);
+	dedupfs_share_wb_err(lower, file);
+	err = vfs_fsync_range(lower, start, end, datasync);
+	dedupfs_share_wb_err(file, lower);
+	return err;
 }
 
 static int file_flush(struct file *file, fl_owner_t id)
@@ -287,6 +313,7 @@ void dedupfs_data_init(struct dedupfs_inode *di)
 	di->around_nr = 0;
 	di->fault_index = ULONG_MAX;
 	di->fault_tries = 0;
+	di->fault_fails = 0;
 	di->fault_time = jiffies;
 }
 

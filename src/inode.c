@@ -36,7 +36,7 @@ struct btrfs_fid_start {
 #define BTRFS_ROOT_SHIFT	40
 
 /**
- * dedupfs_ino - the inode number that users of the upper filesystem see
+ * dedupfs_lower_ino - a number for a lower inode that no other of it has
  * @lower: lower inode
  *
  * btrfs numbers the inodes of each subvolume alike.  A file handle names the
@@ -45,7 +45,7 @@ struct btrfs_fid_start {
  *
  * Return: inode number.
  */
-u64 dedupfs_ino(struct inode *lower)
+u64 dedupfs_lower_ino(struct inode *lower)
 {
 	struct btrfs_fid_start fid[2];
 	int len = sizeof(fid) / (sizeof(u32));
@@ -59,6 +59,15 @@ u64 dedupfs_ino(struct inode *lower)
 	if (fid->root_objectid == BTRFS_TOP_LEVEL)
 		return fid->objectid;
 	return fid->objectid ^ rol64(fid->root_objectid, BTRFS_ROOT_SHIFT);
+}
+
+/*
+ * In the subvolume of LOWERDIR numbers are what they are below: 32-bit programs
+ * without large files cannot be told of others.
+ */
+static u64 ino_on(const struct super_block *sb, struct inode *lower)
+{
+	return dedupfs_lower_ino(lower) ^ DEDUPFS_SB(sb)->root_bits;
 }
 
 static int inode_is_on(struct inode *inode, void *lower)
@@ -77,7 +86,7 @@ static void init_inode(struct inode *inode)
 {
 	struct inode *lower = dedupfs_lower(inode);
 
-	inode->i_ino = dedupfs_ino(lower);
+	inode->i_ino = ino_on(inode->i_sb, lower);
 	inode->i_generation = lower->i_generation;
 	/* (The rest of the mode comes with the owner.) */
 	inode->i_mode = lower->i_mode & S_IFMT;

@@ -76,7 +76,14 @@ void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time);
 /* Has anybody but us the lower file open for writing? */
 static inline bool dedupfs_foreign_writers(struct dedupfs_map *map)
 {
-	return atomic_read(&map->lower->i_writecount) > atomic_read(&map->writers);
+	int ours = atomic_read(&map->writers), all;
+
+	/* One of ours may come or go meanwhile: it must not hide another's. */
+	smp_rmb();
+	all = atomic_read(&map->lower->i_writecount);
+	/* As above. */
+	smp_rmb();
+	return all > min(ours, atomic_read(&map->writers));
 }
 
 /* mark.c: foreign changes told from ours */
@@ -179,7 +186,7 @@ static inline void dedupfs_drop_if_stale(struct dedupfs_map *map)
 	if (!READ_ONCE(map->nr_extents)) {
 		/* In this order: see dedupfs_drop_stale(). */
 		smp_rmb();
-		if (!atomic_read(&map->dropping))
+		if (!atomic_read(&map->zaps))
 			return;
 	}
 	dedupfs_drop_stale(map);
@@ -189,7 +196,7 @@ static inline void dedupfs_drop_if_stale(struct dedupfs_map *map)
 static inline bool dedupfs_may_be_stale(struct dedupfs_map *map)
 {
 	return map && !dedupfs_map_valid(map) &&
-	       (READ_ONCE(map->nr_extents) || atomic_read(&map->dropping)) &&
+	       (READ_ONCE(map->nr_extents) || atomic_read(&map->zaps)) &&
 	       (!READ_ONCE(map->tracked) || READ_ONCE(map->foreign) ||
 		dedupfs_foreign_writers(map));
 }

@@ -17,6 +17,7 @@
 #include <linux/slab.h>
 #include <linux/splice.h>
 #include <linux/swap.h>
+#include <linux/kthread.h>
 #include <linux/uio.h>
 #include <linux/workqueue.h>
 #include "pool.h"
@@ -29,9 +30,12 @@ struct fill_work {
 	pgoff_t index;
 	pgoff_t nr;
 	struct dedupfs_wait *wait;
+	struct cgroup_subsys_state *io_group;	/* whose disk time it is */
 };
 
+/* All of them run at once: some may be throttled, for those who queued them. */
 #define FILLS_QUEUED_MAX	512
+#define FILLS_OF_A_MOUNT	128
 
 /* What a fill waits for may be ended by a work, which must not queue behind it. */
 static struct workqueue_struct *fill_wq, *end_wq;
@@ -86,6 +90,7 @@ static void fill_work_fn(struct work_struct *work)
 {
 	struct fill_work *fw = container_of(work, struct fill_work, work);
 
+	kthread_associate_blkcg(fw->io_group);
 	if (fw->wait) {
 		fill_for_waiter(fw);
 		complete_all(&fw->wait->done);
@@ -93,6 +98,9 @@ static void fill_work_fn(struct work_struct *work)
 	} else {
 		dedupfs_populate(fw->inode, fw->index, fw->nr);
 	}
+	kthread_associate_blkcg(NULL);
+	if (fw->io_group)
+		css_put(fw->io_group);
 	dedupfs_work_end(fw->inode);
 	kfree(fw);
 	atomic_dec(&fills_queued);
@@ -115,7 +123,8 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 	struct fill_work *fw;
 
 	/* Nobody may pile up work without end. */
-	if (atomic_read(&fills_queued) >= FILLS_QUEUED_MAX)
+	if (atomic_read(&fills_queued) >= FILLS_QUEUED_MAX ||
+	    atomic_read(&DEDUPFS_SB(inode->i_sb)->works) >= FILLS_OF_A_MOUNT)
 		return false;
 	fw = kmalloc(sizeof(*fw), GFP_NOWAIT | __GFP_NOWARN);
 	if (!fw)
@@ -127,6 +136,7 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 	fw->index = index;
 	fw->nr = nr;
 	fw->wait = wait;
+	fw->io_group = dedupfs_io_group_of(current);
 	queue_work(fill_wq, &fw->work);
 	return true;
 }
@@ -194,7 +204,8 @@ void dedupfs_wait_put(struct dedupfs_wait *wait)
 /** dedupfs_read_init - at module load.  Return: 0 or -ENOMEM. */
 int dedupfs_read_init(void)
 {
-	fill_wq = alloc_workqueue("dedupfs-fill", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	fill_wq = alloc_workqueue("dedupfs-fill", WQ_UNBOUND | WQ_MEM_RECLAIM,
+				  FILLS_QUEUED_MAX);
 	end_wq = alloc_workqueue("dedupfs-end", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
 	if (fill_wq && end_wq)
 		return 0;
@@ -413,6 +424,9 @@ static ssize_t read_lower(struct kiocb *iocb, struct iov_iter *iter, size_t byte
 	}
 	ret = read_cached(iocb, iter);
 	iov_iter_reexpand(iter, iov_iter_count(iter) + rest);
+	/* Who has read what is new finds nothing old in a mapping. */
+	if (ret > 0 && !(iocb->ki_flags & IOCB_NOWAIT))
+		dedupfs_look_for_changes(DEDUPFS_I(file_inode(iocb->ki_filp)));
 	if (ret > 0 && reason >= 0)
 		dedupfs_count(pool, DEDUPFS_NOT_SHARED + reason, ret);
 	return ret;

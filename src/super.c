@@ -63,6 +63,7 @@ static void dedupfs_evict_inode(struct inode *inode)
 
 static int dedupfs_statfs(struct dentry *dentry, struct kstatfs *buf)
 {
+	struct inode *root = d_inode(dentry->d_sb->s_root);
 	struct path lower;
 	int err;
 
@@ -73,28 +74,30 @@ static int dedupfs_statfs(struct dentry *dentry, struct kstatfs *buf)
 	buf->f_type = DEDUPFS_MAGIC;
 	/* As lasting as the lower one, and not the same. */
 	buf->f_fsid.val[0] ^= DEDUPFS_MAGIC;
-	buf->f_fsid.val[1] ^= (u32)d_inode(dentry->d_sb->s_root)->i_ino;
+	buf->f_fsid.val[1] ^= (u32)dedupfs_lower_ino(dedupfs_lower(root));
 	return 0;
 }
 
-/*
- * A write-back error below, not seen here yet, becomes one of this
- * superblock: syncfs(2) reports it once to each file opened before it.
+/**
+ * dedupfs_carry_wb_err - a write-back error below becomes one of this superblock
+ * @sb:		upper superblock
+ *
+ * syncfs(2) reports it once to each file opened before it; a volatile overlayfs
+ * above looks for it by itself.
  */
-static int carry_wb_err(struct super_block *sb)
+void dedupfs_carry_wb_err(struct super_block *sb)
 {
 	struct dedupfs_sb *sbi = DEDUPFS_SB(sb);
 	struct super_block *lower_sb = sbi->lower.mnt->mnt_sb;
 	int err;
 
-	if (!errseq_check(&lower_sb->s_wb_err, READ_ONCE(sbi->lower_errseq)))
-		return 0;
+	if (likely(!errseq_check(&lower_sb->s_wb_err, READ_ONCE(sbi->lower_errseq))))
+		return;
 	spin_lock(&sbi->lock);
 	err = errseq_check_and_advance(&lower_sb->s_wb_err, &sbi->lower_errseq);
 	if (err)
 		errseq_set(&sb->s_wb_err, err);
 	spin_unlock(&sbi->lock);
-	return err;
 }
 
 static int dedupfs_sync_fs(struct super_block *sb, int wait)
@@ -107,7 +110,9 @@ static int dedupfs_sync_fs(struct super_block *sb, int wait)
 	down_read(&lower_sb->s_umount);
 	err = sync_filesystem(lower_sb);
 	up_read(&lower_sb->s_umount);
-	carry_wb_err(sb);
+	/* Nobody is left to be told at umount: it stays unseen below. */
+	if (sb->s_root)
+		dedupfs_carry_wb_err(sb);
 	return err;
 }
 
@@ -269,6 +274,7 @@ static int open_lower(struct fs_context *fc, struct dedupfs_sb *sbi)
 	}
 	sbi->lower.mnt = mnt;
 	sbi->lower.dentry = dget(path.dentry);
+	sbi->root_bits = dedupfs_lower_ino(d_inode(path.dentry)) ^ d_inode(path.dentry)->i_ino;
 out:
 	path_put(&path);
 	return err;
@@ -308,7 +314,7 @@ static void copy_super(struct super_block *sb, const struct vfsmount *mnt)
  */
 static void make_uuid(struct super_block *sb, const uuid_t *lower)
 {
-	__le64 root = cpu_to_le64(d_inode(sb->s_root)->i_ino);
+	__le64 root = cpu_to_le64(dedupfs_lower_ino(dedupfs_lower(d_inode(sb->s_root))));
 	uuid_t uuid = *lower;
 	unsigned int i;
 

@@ -183,6 +183,7 @@ static void aio_end(struct aio *aio)
 	struct inode *inode = file_inode(orig->ki_filp);
 
 	if (aio->write) {
+		dedupfs_share_wb_err(orig->ki_filp, aio->iocb.ki_filp);
 		__sb_writers_acquired(file_inode(aio->iocb.ki_filp)->i_sb, SB_FREEZE_WRITE);
 		file_end_write(aio->iocb.ki_filp);
 		dedupfs_change_end(inode, aio->start, aio->last);
@@ -369,6 +370,7 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 		return -EAGAIN;
 	}
 	write_range(iocb, iter, &start, &last);
+	dedupfs_share_wb_err(lower, iocb->ki_filp);
 	dedupfs_change_begin(inode, start, last);
 	if (iocb->ki_flags & IOCB_APPEND)
 		announce_end(inode, &start);
@@ -377,9 +379,11 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 	lower_kiocb(&kiocb, iocb, lower);
 	ret = lower->f_op->write_iter(&kiocb, iter);
 	iocb->ki_pos = kiocb.ki_pos;
+	dedupfs_share_wb_err(iocb->ki_filp, lower);
 	dedupfs_change_end(inode, start, last);
 	file_end_write(lower);
 	dedupfs_copy_attr(inode);
+	dedupfs_carry_wb_err(inode->i_sb);
 	return ret;
 }
 
@@ -432,8 +436,10 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 	file_start_write(lower);
 	start = dedupfs_change_start(inode, *ppos);
 	last = *ppos + len - 1;
+	dedupfs_share_wb_err(lower, out);
 	dedupfs_change_begin(inode, start, last);
 	ret = iter_file_splice_write(pipe, lower, ppos, len, flags);
+	dedupfs_share_wb_err(out, lower);
 	dedupfs_change_end(inode, start, last);
 	file_end_write(lower);
 	dedupfs_copy_attr(inode);

@@ -60,6 +60,10 @@ static int dedupfs_xattr_set(const struct xattr_handler *handler, struct mnt_idm
 	struct path lower;
 	int err;
 
+	/* The VFS looks at an owner who may have been changed below since. */
+	if (value && !strcmp(name, XATTR_NAME_CAPS) &&
+	    !capable_wrt_inode_uidgid(&nop_mnt_idmap, dedupfs_lower(inode), CAP_SETFCAP))
+		return -EPERM;
 	dedupfs_lower_path(dentry, &lower);
 	err = mnt_want_write(lower.mnt);
 	if (err)
