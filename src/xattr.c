@@ -22,7 +22,7 @@ static int dedupfs_xattr_get(const struct xattr_handler *handler, struct dentry 
 			     struct inode *inode, const char *name, void *value, size_t size)
 {
 	return __vfs_getxattr(dedupfs_lower_dentry(dentry), dedupfs_lower(inode),
-			      name, value, size);
+			      xattr_full_name(handler, name), value, size);
 }
 
 static int remove_locked(struct dentry *lower, const char *name, struct inode **delegated)
@@ -60,6 +60,7 @@ static int dedupfs_xattr_set(const struct xattr_handler *handler, struct mnt_idm
 	struct path lower;
 	int err;
 
+	name = xattr_full_name(handler, name);
 	/* The VFS looks at an owner who may have been changed below since. */
 	if (value && !strcmp(name, XATTR_NAME_CAPS) &&
 	    !capable_wrt_inode_uidgid(&nop_mnt_idmap, dedupfs_lower(inode), CAP_SETFCAP))
@@ -82,7 +83,15 @@ static const struct xattr_handler dedupfs_xattr_handler = {
 	.set	= dedupfs_xattr_set,
 };
 
+/* nfsd looks for one of this name before it serves such attributes. */
+static const struct xattr_handler dedupfs_user_xattr_handler = {
+	.prefix	= XATTR_USER_PREFIX,
+	.get	= dedupfs_xattr_get,
+	.set	= dedupfs_xattr_set,
+};
+
 const struct xattr_handler * const dedupfs_xattr_handlers[] = {
+	&dedupfs_user_xattr_handler,
 	&dedupfs_xattr_handler,
 	NULL
 };

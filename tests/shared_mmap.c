@@ -274,4 +274,113 @@ out:
 	unlink(low("twin"));
 }
 
+/*
+ * A huge page in a mapping that pool pages are in, too: the kernel would take it
+ * for a driver's, and give back nothing of what it counted.  The first half of
+ * the file is shared, the second one is its own.
+ */
+FIXTURE(half_shared) {
+	char *room;
+};
+
+FIXTURE_VARIANT(half_shared) {
+	bool store;
+	bool cached;			/* below, as a huge page */
+};
+
+FIXTURE_VARIANT_ADD(half_shared, stored) { .store = true };
+FIXTURE_VARIANT_ADD(half_shared, loaded) { .cached = true };
+FIXTURE_VARIANT_ADD(half_shared, stored_cached) { .store = true, .cached = true };
+
+FIXTURE_SETUP(half_shared)
+{
+	struct file_clone_range range = { .src_length = HUGE };
+	int fd;
+
+	make_file(low("a"), 2 * HUGE, 1);
+	make_file(low("twin"), PAGE, 2);
+	range.src_fd = open(low("a"), O_RDONLY);
+	fd = open(low("twin"), O_RDWR);
+	ASSERT_EQ(0, ioctl(fd, FICLONERANGE, &range));
+	close(range.src_fd);
+	close(fd);
+	sync();
+	drop_caches("3");
+	write_text("/proc/sys/vm/compact_memory", "1");
+	self->room = mmap(NULL, 3 * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	self->room = (char *)(((uintptr_t)self->room + HUGE - 1) & -HUGE);
+}
+
+FIXTURE_TEARDOWN(half_shared)
+{
+	unlink(low("a"));
+	unlink(low("twin"));
+}
+
+static char *map_huge(const char *path, char *room)
+{
+	int fd = open(path, O_RDWR);
+	char *map = mmap(room, 2 * HUGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+
+	close(fd);
+	madvise(map, 2 * HUGE, MADV_HUGEPAGE);
+	return map;
+}
+
+static long rss_of_files(void)
+{
+	char text[4096], *field;
+
+	if (read_text("/proc/self/status", text, sizeof(text)) < 0)
+		die("/proc/self/status");
+	field = strstr(text, "RssFile:");
+	return field ? atol(field + 8) : -1;
+}
+
+/* In a process of its own, whose end the kernel has a look at. */
+static int use_and_give_back(char *room, bool store)
+{
+	volatile char *map = map_huge(up("a"), room);
+	long before = rss_of_files(), used;
+
+	touch((char *)map, HUGE);
+	if (store)
+		map[HUGE] = 1;
+	else
+		touch((char *)map + HUGE, PAGE);
+	used = rss_of_files();
+	if (madvise((void *)map, 2 * HUGE, MADV_DONTNEED))
+		return 2;
+	printf("# RssFile %ld kB, in use %ld kB, given back %ld kB\n", before, used, rss_of_files());
+	fflush(stdout);
+	/* (A program has some of its own, and 6.1 counts late.) */
+	return rss_of_files() > before + 1536;
+}
+
+TEST_F(half_shared, is_given_back)
+{
+	long huge = vmstat("thp_file_mapped"), hits = have_pool ? pool("hits") : 0;
+	volatile char *map;
+	int status;
+	pid_t pid;
+
+	if (variant->cached) {
+		map = map_huge(low("a"), self->room);
+		touch((char *)map + HUGE, PAGE);
+		EXPECT_EQ(0, munmap((void *)map, 2 * HUGE));
+		if (vmstat("thp_file_mapped") == huge)
+			SKIP(return, "%s has no huge page for it", btrfs ? "btrfs" : "XFS");
+	}
+	pid = fork();
+	if (!pid)
+		_exit(use_and_give_back(self->room, variant->store));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	if (have_pool)
+		EXPECT_LT(hits, pool("hits"));
+	/* Whoever takes its pages out of the cache finds them mapped nowhere. */
+	EXPECT_EQ(0, truncate(up("a"), 0));
+	EXPECT_EQ(0, unlink(up("a")));
+}
+
 TEST_HARNESS_MAIN
