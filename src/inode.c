@@ -486,8 +486,8 @@ int dedupfs_fileattr_set(struct mnt_idmap *idmap, struct dentry *dentry, struct 
  * @inode: upper inode
  * @flags: S_ATIME, S_MTIME and so on
  *
- * The lower file's own rules (noatime, relatime) have the last word.  The
- * other times move below as data is written there.
+ * noatime below has the last word.  The other times move below as data is
+ * written there.
  *
  * Return: 0.
  */

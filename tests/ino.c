@@ -165,4 +165,40 @@ TEST(snapshots_get_inode_numbers_of_their_own)
 	EXPECT_EQ(0, shell("test $(find %s/. -name f -printf '%%i\\n' | sort -u | wc -l) = 4", upper_dir));
 }
 
+/* Where LOWERDIR is a subvolume, they are what they are there: small. */
+TEST(a_subvolume_mounted_by_itself)
+{
+	char *at = path_of("%s/mnt", getcwd(NULL, 0));
+	struct stat l, u, other;
+	struct dirent *e;
+	DIR *d;
+
+	if (!btrfs)
+		SKIP(return, "XFS has no subvolumes");
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	ASSERT_EQ(0, subvol_create(low("s")));
+	make_file(low("s/f"), PAGE, 1);
+	ASSERT_EQ(0, subvol_create(low("s/inner")));
+	make_file(low("s/inner/f"), PAGE, 1);
+	ASSERT_EQ(0, stat(low("s/inner/f"), &other));
+	ASSERT_EQ(0, stat(low("s/f"), &l));
+	EXPECT_EQ(other.st_ino, l.st_ino);
+	mkdir(at, 0755);
+	ASSERT_EQ(0, mount_on(low("s"), at, NULL));
+	ASSERT_EQ(0, stat(path_of("%s/f", at), &u));
+	EXPECT_EQ(l.st_ino, u.st_ino);
+	ASSERT_EQ(0, stat(path_of("%s/inner/f", at), &other));
+	EXPECT_NE(u.st_ino, other.st_ino);
+	d = opendir(at);
+	while ((e = readdir(d))) {
+		if (!strcmp(e->d_name, "f"))
+			EXPECT_EQ(l.st_ino, e->d_ino);
+	}
+	closedir(d);
+	EXPECT_EQ(0, umount(at));
+	EXPECT_EQ(0, subvol_delete(low("s/inner")));
+	EXPECT_EQ(0, subvol_delete(low("s")));
+}
+
 TEST_HARNESS_MAIN

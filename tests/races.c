@@ -551,4 +551,48 @@ TEST_F(clones, witness_written_anew_before_its_word_is_used)
 	free(buf);
 }
 
+static int write_one_page(int unused)
+{
+	char buf[PAGE];
+	int fd = open(up("one"), O_RDWR);
+
+	fill(buf, PAGE, 5, 0);
+	return pwrite(fd, buf, PAGE, 0) != PAGE;
+}
+
+/*
+ * What one has let go of, and not unmapped yet, is unmapped before another who
+ * finds the file changed below has read the new data.
+ */
+TEST(changed_below_while_it_is_unmapped)
+{
+	char buf[PAGE], seen[PAGE], *map;
+	int fd, below;
+
+	make_file(low("one"), PAGE, 1);
+	make_clone(low("one"), low("two"));
+	sync();
+	ASSERT_EQ(-1, check_file(up("one"), PAGE, 1));
+	map = map_file(up("one"), PAGE, PROT_READ, MAP_SHARED);
+	ASSERT_EQ(-1, mismatch(map, PAGE, 1, 0));
+	fd = open(up("one"), O_RDONLY);
+	below = open(low("one"), O_RDWR);
+	slow_begin("slow-zap", write_one_page, 0);
+	fill(buf, PAGE, 6, 0);
+	write_all(below, buf, PAGE, 0);
+	ASSERT_EQ(PAGE, pread(fd, seen, PAGE, 0));
+	/* (The other write may come first or last.) */
+	if (!memcmp(seen, buf, PAGE))
+		EXPECT_NE(-1, mismatch(map, PAGE, 1, 0)) TH_LOG("the mapping has the first data");
+	EXPECT_EQ(0, slow_end());
+	ASSERT_EQ(PAGE, pread(fd, seen, PAGE, 0));
+	EXPECT_EQ(0, memcmp(seen, map, PAGE));
+	EXPECT_EQ(-1, check_file(up("two"), PAGE, 1));
+	munmap(map, PAGE);
+	close(fd);
+	close(below);
+	unlink(low("one"));
+	unlink(low("two"));
+}
+
 TEST_HARNESS_MAIN

@@ -402,6 +402,46 @@ TEST_F(fault, some_sectors_cannot_be_read)
 }
 
 /* Readahead and large folios decide how many good pages are lost around a bad one. */
+/* A disk that tries for seconds before it gives up: so does who wants the page. */
+static void slow_error(void)
+{
+	struct dm_line all_fail = { 0, DEV_SIZE / SECTOR, "error" }, line[3] = {};
+	const char *failing = dm_make(NAME "-slow", &all_fail, 1);
+	volatile char *p;
+	char c = 0;
+	uint64_t at;
+
+	start();
+	hash_read(th("a"), PAGE);
+	at = place_of(dn("a"), 20) / SECTOR;
+	line[0] = (struct dm_line){ 0, at, "linear" };
+	snprintf(line[0].params, 128, "%s 0", spare);
+	line[1] = (struct dm_line){ at, PAGE / SECTOR, "delay" };
+	snprintf(line[1].params, 128, "%s 0 2500", failing);
+	at += PAGE / SECTOR;
+	line[2] = (struct dm_line){ at, DEV_SIZE / SECTOR - at, "linear" };
+	snprintf(line[2].params, 128, "%s %lu", spare, at);
+	forget_all();
+	dm_change(NAME, line, 3);
+	/* Its extents are known. */
+	say("%s", by_read(th("a"), 1, 1, true));
+	p = map_file(th("a"), SIZE, PROT_READ, MAP_SHARED);
+	madvise((void *)p, SIZE, MADV_RANDOM);
+	say("load: %d", FAULTS(c = p[20 * PAGE]));
+	say("beside it: %d, %d", FAULTS(c = p[21 * PAGE]), c);
+	munmap((void *)p, SIZE);
+	stop();
+	DO(dm_remove(NAME "-slow"));
+}
+
+TEST_F(fault, a_sector_fails_after_seconds)
+{
+	if (shell("modprobe -q dm-delay"))
+		SKIP(return, "no dm-delay");
+	SAME(slow_error);
+	dm_remove(NAME "-slow");
+}
+
 static void with_readahead(void)
 {
 	static const unsigned int steps[] = { 1, 4, 16, NR };
@@ -735,6 +775,48 @@ TEST_F(fault, write_back_error_is_told_once)
 {
 	warm_twin = false;
 	SAME(write_back);
+}
+
+/* By one call or the other, of the two that wait for write-back. */
+static void told_by_either(void)
+{
+	const unsigned int all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+				 SYNC_FILE_RANGE_WAIT_AFTER;
+	int fd, i;
+	char *buf = malloc(PAGE);
+
+	start();
+	hash_read(th("a"), PAGE);
+	fd = open(th("a"), O_RDWR);
+	add_data(false);
+	set_table(false);
+	for (i = 0; i < 2; i++) {
+		fill(buf, PAGE, 3 + i, 0);
+		write_all(fd, buf, PAGE, (8 + i) * PAGE);
+		if (i)
+			DO(sync_file_range(fd, 0, 0, all));
+		must(DO(fsync(fd)) == -1 || i, "the disk does not fail");
+		DO(sync_file_range(fd, 0, 0, all));
+		DO(fsync(fd));
+	}
+	close(fd);
+	fd = open(th("a"), O_RDWR | O_SYNC);
+	DO(pwrite(fd, buf, PAGE, 20 * PAGE));
+	DO(sync_file_range(fd, 0, 0, all));
+	DO(fsync(fd));
+	close(fd);
+	free(buf);
+	device_recovers();
+	DO(umount_soon(through));
+	DO(umount_soon(below));
+	DO(dm_remove(NAME));
+}
+
+TEST_F(fault, write_back_error_is_told_by_one_call)
+{
+	if (btrfs)
+		SKIP(return, "btrfs itself now and then tells of it twice");
+	SAME(told_by_either);
 }
 
 TEST_F(fault, write_back_error_with_the_twin_in_the_pool)
