@@ -239,6 +239,31 @@ TEST(access_time)
 }
 
 /* relatime goes by an mtime that nobody has asked for since it moved below. */
+/* What the mount was given says it, and not what LOWERDIR's has. */
+TEST(strictatime_of_the_mount)
+{
+	char *at = path_of("%s/mnt", getcwd(NULL, 0)), c;
+	struct stat st[2];
+	int fd, i;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	make_file(low("a"), 5000, 1);
+	mkdir(at, 0755);
+	ASSERT_EQ(0, mount(low("."), at, "dedupfs", MS_STRICTATIME, NULL));
+	for (i = 0; i < 2; i++) {
+		usleep(50000);
+		fd = open(path_of("%s/a", at), O_RDONLY);
+		EXPECT_EQ(1, read(fd, &c, 1));
+		close(fd);
+		EXPECT_EQ(0, stat(low("a"), &st[i]));
+	}
+	EXPECT_TRUE(st[1].st_atim.tv_sec > st[0].st_atim.tv_sec ||
+		    st[1].st_atim.tv_nsec > st[0].st_atim.tv_nsec);
+	EXPECT_EQ(0, umount(at));
+	unlink(low("a"));
+}
+
 TEST(access_time_after_a_change_below)
 {
 	struct stat st;

@@ -275,4 +275,45 @@ TEST(several_readers)
 	SAME(several);
 }
 
+/* Of a 32-bit program that does not know of large files. */
+static long open_by_32_bits(const char *path)
+{
+	char *name = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	long ret;
+
+	strcpy(name, path);
+	asm volatile("int $0x80" : "=a" (ret)
+		     : "a" (5), "b" (name), "c" (O_RDONLY), "d" (0)
+		     : "memory", "r8", "r9", "r10", "r11");
+	munmap(name, PAGE);
+	return (int)ret;
+}
+
+static void without_large_files(void)
+{
+	static const off_t sizes[] = { 100, (1UL << 31) - 1, 1UL << 31 };
+	unsigned int i;
+	long fd;
+
+	for (i = 0; i < 3; i++) {
+		close(open("f", O_RDWR | O_CREAT, 0644));
+		DO(truncate("f", sizes[i]));
+		fd = open_by_32_bits("f");
+		say("%lu: %s", sizes[i], fd < 0 ? strerror(-fd) : "open");
+		if (fd >= 0)
+			close(fd);
+	}
+}
+
+TEST(opened_by_programs_without_large_files)
+{
+	int fd = open_by_32_bits("/proc/self/exe");
+
+	if (fd < 0)
+		SKIP(return, "this kernel runs no 32-bit programs");
+	close(fd);
+	SAME(without_large_files);
+}
+
 TEST_HARNESS_MAIN

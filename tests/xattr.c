@@ -4,6 +4,9 @@
  * default ACLs and umask: set, read, listed, removed and refused as below.
  */
 #include "common.h"
+#include <linux/capability.h>
+#include <sched.h>
+#include <sys/prctl.h>
 
 static void say_list(const char *path)
 {
@@ -238,6 +241,61 @@ TEST(both_sides_agree)
 	EXPECT_EQ(0, opened_by_nobody(up("a")));
 	EXPECT_EQ(0, shell("setfacl -b %s", low("a")));
 	EXPECT_EQ(EACCES, opened_by_nobody(up("a")));
+}
+
+/* Root of a user namespace in which only @id is known; false without such. */
+static bool enter_namespace_of(unsigned int id)
+{
+	return !unshare(CLONE_NEWUSER) && !write_text("/proc/self/setgroups", "deny") &&
+	       !write_text("/proc/self/uid_map", path_of("0 %u 1", id)) &&
+	       !write_text("/proc/self/gid_map", path_of("0 %u 1", id));
+}
+
+/* Who owned a file when he opened it, and owns it no more. */
+static int set_capability(const char *path, bool *changed)
+{
+	struct vfs_cap_data cap = { .magic_etc = VFS_CAP_REVISION_2 };
+	int fd;
+
+	if (setresgid(1000, 1000, 1000) || setresuid(1000, 1000, 1000) ||
+	    prctl(PR_SET_DUMPABLE, 1) || !enter_namespace_of(1000))
+		return -1;
+	fd = open(path, O_RDWR);
+	if (fd < 0)
+		return -2;
+	*changed = false;
+	while (!*(volatile bool *)changed)
+		usleep(1000);
+	return fsetxattr(fd, "security.capability", &cap, sizeof(cap), 0) ? errno : 0;
+}
+
+TEST(a_capability_by_who_owned_the_file)
+{
+	bool *changed = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int status, side, result[2];
+	pid_t pid;
+
+	for (side = 0; side < 2; side++) {
+		make_file(low("f"), 100, 1);
+		ASSERT_EQ(0, chown(low("f"), 1000, 1000));
+		ASSERT_EQ(0, chmod(low("."), 0755));
+		*changed = true;
+		pid = fork();
+		if (!pid)
+			_exit(set_capability(side ? up("f") : low("f"), changed));
+		while (*(volatile bool *)changed && !waitpid(pid, &status, WNOHANG))
+			usleep(1000);
+		if (*changed)
+			SKIP(return, "no user namespaces");
+		ASSERT_EQ(0, chown(low("f"), 0, 0));
+		*changed = true;
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		result[side] = WEXITSTATUS(status);
+		EXPECT_EQ(-1, getxattr(low("f"), "security.capability", NULL, 0));
+		unlink(low("f"));
+	}
+	EXPECT_EQ(EPERM, result[0]);
+	EXPECT_EQ(result[0], result[1]);
 }
 
 TEST_HARNESS_MAIN
