@@ -273,7 +273,7 @@ static int open_lower(struct fs_context *fc, struct dedupfs_sb *sbi)
 		goto out;
 	}
 	/* The mount's own options say which access times are old enough. */
-	mnt->mnt_flags &= ~MNT_RELATIME;
+	mnt->mnt_flags &= ~(MNT_RELATIME | MNT_NODIRATIME);
 	sbi->lower.mnt = mnt;
 	sbi->lower.dentry = dget(path.dentry);
 	sbi->root_bits = dedupfs_lower_ino(d_inode(path.dentry)) ^ d_inode(path.dentry)->i_ino;
