@@ -460,7 +460,7 @@ int dedupfs_complain(struct fs_context *fc, int err, const char *fmt, ...);
 int dedupfs_fill_super(struct super_block *sb, struct fs_context *fc);
 void dedupfs_kill_sb(struct super_block *sb);
 int dedupfs_reconfigure(struct fs_context *fc);
-void dedupfs_carry_wb_err(struct super_block *sb);
+void dedupfs_show_wb_err(struct super_block *sb);
 
 /* namei.c */
 extern const struct inode_operations dedupfs_dir_iops;
@@ -503,7 +503,8 @@ extern const struct file_operations dedupfs_file_fops;
 struct file *dedupfs_open_lower(struct super_block *sb, const struct path *path,
 				unsigned int flags);
 struct file *dedupfs_lower_file(struct file *file);
-void dedupfs_share_wb_err(struct file *to, const struct file *from);
+errseq_t dedupfs_wb_err_begin(const struct file *file, struct file *lower);
+void dedupfs_wb_err_end(struct file *file, const struct file *lower, errseq_t before);
 void dedupfs_data_init_once(struct dedupfs_inode *di);
 void dedupfs_data_init(struct dedupfs_inode *di);
 void dedupfs_data_evict(struct dedupfs_inode *di);

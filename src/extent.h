@@ -46,6 +46,7 @@ struct dedupfs_window {
 	u64 baseline;
 	int change_seq;
 	bool in_place;
+	bool limited;		/* as of dedupfs_populate() */
 	bool last_try;
 	bool joined;
 	unsigned int nr_ranges;

@@ -232,36 +232,43 @@ static bool may_wait(struct vm_fault *vmf, struct dedupfs_inode *di)
 	if (time_after(jiffies, READ_ONCE(di->fault_time) + 2 * FAULT_WAIT)) {
 		another = true;
 		WRITE_ONCE(di->fault_fails, 0);
+		WRITE_ONCE(di->fault_time, jiffies);
 	}
 	if (another) {
 		WRITE_ONCE(di->fault_index, vmf->pgoff);
 		WRITE_ONCE(di->fault_tries, 0);
-		WRITE_ONCE(di->fault_time, jiffies);
 	}
 	return READ_ONCE(di->fault_tries) < FAULT_TRIES * TRY_FAILED &&
 	       READ_ONCE(di->fault_fails) < FAULT_FAILS;
 }
 
-/* How far is the pool with a page of the file? */
-static enum dedupfs_state look_for_page(struct dedupfs_inode *di, pgoff_t index)
+/*
+ * How far is the pool with a page of the file?  @elsewhere: it is known that
+ * the page is not to come from there.
+ */
+static enum dedupfs_state look_for_page(struct dedupfs_inode *di, pgoff_t index, bool *elsewhere)
 {
 	struct dedupfs_map *map = dedupfs_map_of(di);
 	struct dedupfs_range r;
 
-	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, index, &r) ||
-	    r.reason != DEDUPFS_POOLED)
+	*elsewhere = false;
+	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, index, &r))
 		return DEDUPFS_ABSENT;
-	return dedupfs_pool_state(map->pool, r.block);
+	if (r.reason == DEDUPFS_POOLED)
+		return dedupfs_pool_state(map->pool, r.block);
+	*elsewhere = true;
+	return DEDUPFS_ABSENT;
 }
 
 /* A fault has waited for a fill of its page. */
 static void note_try(struct dedupfs_inode *di, pgoff_t index)
 {
-	bool there = look_for_page(di, index) == DEDUPFS_THERE;
+	bool elsewhere, there = look_for_page(di, index, &elsewhere) == DEDUPFS_THERE;
 
 	/* Ages from now on: the wait may have taken long. */
 	WRITE_ONCE(di->fault_time, jiffies);
-	WRITE_ONCE(di->fault_fails, there ? 0 : READ_ONCE(di->fault_fails) + 1);
+	/* To learn that a page is none of the pool's is what was waited for, too. */
+	WRITE_ONCE(di->fault_fails, there || elsewhere ? 0 : READ_ONCE(di->fault_fails) + 1);
 	if (READ_ONCE(di->fault_index) == index)
 		WRITE_ONCE(di->fault_tries,
 			   READ_ONCE(di->fault_tries) + (there ? TRY_DONE : TRY_FAILED));
@@ -286,6 +293,7 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	struct dedupfs_wait *wait;
 	unsigned int nr = DEDUPFS_FILL_MIN;
 	struct file *file;
+	bool elsewhere;
 	long left;
 
 	/* The first try may have ended before this page, at a changed one. */
@@ -310,7 +318,7 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	file = get_file(vmf->vma->vm_file);
 	release_fault_lock(vmf);
 	left = wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT);
-	if (!left && look_for_page(di, page) == DEDUPFS_FILLING)
+	if (!left && look_for_page(di, page, &elsewhere) == DEDUPFS_FILLING)
 		left = wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT_DISK);
 	if (!left)
 		/* Perhaps this very task holds what the worker waits for. */

@@ -226,7 +226,7 @@ static int file_release(struct inode *inode, struct file *file)
 
 	if (file->f_mode & FMODE_WRITE) {
 		count_writer(DEDUPFS_I(inode), -1);
-		dedupfs_carry_wb_err(inode->i_sb);
+		dedupfs_show_wb_err(inode->i_sb);
 	}
 	if (lower)
 		dedupfs_release_lower(lower);
@@ -251,33 +251,53 @@ static loff_t file_llseek(struct file *file, loff_t offset, int whence)
 	return vfs_setpos(file, offset, lower_inode->i_sb->s_maxbytes);
 }
 
-/**
- * dedupfs_share_wb_err - an upper and its lower file are one descriptor
- * @to:		one of them
- * @from:	the other, which may have told of a write-back error since
- *
- * What the one has told, the other need not: nfsd and sync_file_range(2) look
- * at the upper file.  Of calls at the same moment two may tell it, and one does.
- */
-void dedupfs_share_wb_err(struct file *to, const struct file *from)
+static void set_wb_err(struct file *file, errseq_t err)
 {
-	if (likely(READ_ONCE(to->f_wb_err) == READ_ONCE(from->f_wb_err)))
-		return;
-	spin_lock(&to->f_lock);
-	to->f_wb_err = READ_ONCE(from->f_wb_err);
-	spin_unlock(&to->f_lock);
+	spin_lock(&file->f_lock);
+	file->f_wb_err = err;
+	spin_unlock(&file->f_lock);
+}
+
+/**
+ * dedupfs_wb_err_begin - a call below may tell of a write-back error
+ * @file:	upper file
+ * @lower:	its lower file
+ *
+ * The two are one descriptor: what the one has told, the other need not (nfsd
+ * and sync_file_range(2) look at the upper one).  Of calls at the same moment
+ * two may tell it, and one does.
+ *
+ * Return: for dedupfs_wb_err_end().
+ */
+errseq_t dedupfs_wb_err_begin(const struct file *file, struct file *lower)
+{
+	errseq_t told = READ_ONCE(file->f_wb_err);
+
+	if (unlikely(READ_ONCE(lower->f_wb_err) != told))
+		set_wb_err(lower, told);
+	return told;
+}
+
+/** dedupfs_wb_err_end - if it has told of one, the upper file has; @before: of the beginning */
+void dedupfs_wb_err_end(struct file *file, const struct file *lower, errseq_t before)
+{
+	errseq_t told = READ_ONCE(lower->f_wb_err);
+
+	if (unlikely(told != before))
+		set_wb_err(file, told);
 }
 
 static int file_fsync(struct file *file, loff_t start, loff_t end, int datasync)
 {
 	struct file *lower = dedupfs_lower_file(file);
+	errseq_t before;
 	int err;
 
 	if (IS_ERR(lower))
 		return PTR_ERR(lower);
-	dedupfs_share_wb_err(lower, file);
+	before = dedupfs_wb_err_begin(file, lower);
 	err = vfs_fsync_range(lower, start, end, datasync);
-	dedupfs_share_wb_err(file, lower);
+	dedupfs_wb_err_end(file, lower, before);
 	return err;
 }
 

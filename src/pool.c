@@ -287,6 +287,7 @@ struct dedupfs_fill {
 	ssize_t got;
 	pgoff_t index;
 	unsigned int nr;
+	bool limited;
 	unsigned int missing;
 	unsigned int published;
 	struct page *stock;
@@ -391,6 +392,7 @@ static unsigned int claim_blocks(struct dedupfs_fill *fill, unsigned int i, u64 
  * @nr_ranges:	in @r
  * @index:	first file page of the window
  * @nr:		pages of the window
+ * @limited:	the reads may be held back by the I/O controller
  *
  * The window ends before a block that somebody else is filling: to wait for
  * it while holding locked pages could deadlock.
@@ -399,7 +401,8 @@ static unsigned int claim_blocks(struct dedupfs_fill *fill, unsigned int i, u64 
  * Return: the fill, perhaps with nothing missing; NULL without memory.
  */
 struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupfs_range *r,
-					unsigned int nr_ranges, pgoff_t index, pgoff_t nr)
+					unsigned int nr_ranges, pgoff_t index, pgoff_t nr,
+					bool limited)
 {
 	struct dedupfs_fill *fill;
 	pgoff_t first, end;
@@ -411,6 +414,7 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 		return NULL;
 	fill->pool = dedupfs_pool(inode);
 	fill->index = index;
+	fill->limited = limited;
 	fill->bvec = (struct bio_vec *)&fill->pages[nr];
 
 	for (k = 0; k < nr_ranges; k++) {
@@ -634,7 +638,8 @@ static ssize_t fill_run(struct dedupfs_fill *fill, struct inode *inode, struct f
 	got = file->f_op->read_iter(&fill->iocb, &iter);
 	if (got != -EIOCBQUEUED)
 		return got;
-	for (k = 0; k < nr; k++)
+	/* Nobody waits without a bound for what another group is made to wait for. */
+	for (k = 0; k < nr && !fill->limited; k++)
 		WRITE_ONCE(fill->pages[i + k]->private, FILL_ON_ITS_WAY);
 	if (wait_for_completion_killable(&fill->done) && fill_abandon(fill, inode)) {
 		*abandoned = true;

@@ -69,7 +69,7 @@ bool dedupfs_foreign_mapping(struct dedupfs_map *map);
 
 /* resolve.c */
 void dedupfs_decide(struct inode *inode);
-int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr);
+int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limited);
 void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time);
 
@@ -115,7 +115,8 @@ void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower);
 
 /* pool.c: fill */
 struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupfs_range *r,
-					unsigned int nr_ranges, pgoff_t index, pgoff_t nr);
+					unsigned int nr_ranges, pgoff_t index, pgoff_t nr,
+					bool limited);
 pgoff_t dedupfs_fill_pages(const struct dedupfs_fill *fill);
 int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode);
 int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block);

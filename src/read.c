@@ -17,6 +17,7 @@
 #include <linux/slab.h>
 #include <linux/splice.h>
 #include <linux/swap.h>
+#include <linux/hash.h>
 #include <linux/kthread.h>
 #include <linux/uio.h>
 #include <linux/workqueue.h>
@@ -33,13 +34,46 @@ struct fill_work {
 	struct cgroup_subsys_state *io_group;	/* whose disk time it is */
 };
 
-/* All of them run at once: some may be throttled, for those who queued them. */
+/*
+ * Nobody may pile up work without end.  A group whose disk time may be limited
+ * has few works at a time, for each that is throttled keeps a slot, and the
+ * blocks that it has claimed, from the others.
+ */
 #define FILLS_QUEUED_MAX	512
-#define FILLS_OF_A_MOUNT	128
+#define FILLS_AHEAD_MAX		256	/* that nobody waits for */
+#define FILLS_OF_A_GROUP	32
+#define AHEAD_OF_A_GROUP	8
+#define GROUP_BITS		6
 
 /* What a fill waits for may be ended by a work, which must not queue behind it. */
 static struct workqueue_struct *fill_wq, *end_wq;
 static atomic_t fills_queued;
+static atomic_t fills_of_group[1 << GROUP_BITS];	/* of those with the same hash */
+
+static bool may_be_limited(const struct cgroup_subsys_state *io_group)
+{
+	return io_group && io_group->parent;
+}
+
+static atomic_t *fills_of(const struct cgroup_subsys_state *io_group)
+{
+	return &fills_of_group[hash_ptr(io_group, GROUP_BITS)];
+}
+
+/* May one more fill be queued for a group? */
+static bool may_queue(const struct cgroup_subsys_state *io_group, bool ahead)
+{
+	if (atomic_read(&fills_queued) >= (ahead ? FILLS_AHEAD_MAX : FILLS_QUEUED_MAX))
+		return false;
+	return !may_be_limited(io_group) ||
+	       atomic_read(fills_of(io_group)) < (ahead ? AHEAD_OF_A_GROUP : FILLS_OF_A_GROUP);
+}
+
+static void put_io_group(struct cgroup_subsys_state *io_group)
+{
+	if (io_group)
+		css_put(io_group);
+}
 
 static void wait_put(struct dedupfs_wait *wait)
 {
@@ -80,7 +114,7 @@ static void fill_for_waiter(struct fill_work *fw)
 
 	end = min_t(pgoff_t, end, DIV_ROUND_UP(size, PAGE_SIZE));
 	for (try = 0; try < FILL_WORK_TRIES && index < end; try++) {
-		if (dedupfs_populate(fw->inode, index, fw->nr))
+		if (dedupfs_populate(fw->inode, index, fw->nr, may_be_limited(fw->io_group)))
 			break;
 		index = wait_for_others(fw->inode, index, end);
 	}
@@ -96,11 +130,12 @@ static void fill_work_fn(struct work_struct *work)
 		complete_all(&fw->wait->done);
 		wait_put(fw->wait);
 	} else {
-		dedupfs_populate(fw->inode, fw->index, fw->nr);
+		dedupfs_populate(fw->inode, fw->index, fw->nr, may_be_limited(fw->io_group));
 	}
 	kthread_associate_blkcg(NULL);
-	if (fw->io_group)
-		css_put(fw->io_group);
+	if (may_be_limited(fw->io_group))
+		atomic_dec(fills_of(fw->io_group));
+	put_io_group(fw->io_group);
 	dedupfs_work_end(fw->inode);
 	kfree(fw);
 	atomic_dec(&fills_queued);
@@ -115,28 +150,31 @@ static void fill_work_fn(struct work_struct *work)
  *		May be NULL
  *
  * Context: may sleep (allocates).
- * Return: false without memory; @wait is then still the caller's.
+ * Return: false without memory, or with too much work queued; @wait is then
+ * still the caller's.
  */
 bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 			    struct dedupfs_wait *wait)
 {
-	struct fill_work *fw;
+	struct cgroup_subsys_state *io_group = dedupfs_io_group_of(current);
+	struct fill_work *fw = NULL;
 
-	/* Nobody may pile up work without end. */
-	if (atomic_read(&fills_queued) >= FILLS_QUEUED_MAX ||
-	    atomic_read(&DEDUPFS_SB(inode->i_sb)->works) >= FILLS_OF_A_MOUNT)
+	if (may_queue(io_group, !wait))
+		fw = kmalloc(sizeof(*fw), GFP_NOWAIT | __GFP_NOWARN);
+	if (!fw) {
+		put_io_group(io_group);
 		return false;
-	fw = kmalloc(sizeof(*fw), GFP_NOWAIT | __GFP_NOWARN);
-	if (!fw)
-		return false;
+	}
 	atomic_inc(&fills_queued);
+	if (may_be_limited(io_group))
+		atomic_inc(fills_of(io_group));
 	INIT_WORK(&fw->work, fill_work_fn);
 	dedupfs_work_begin(inode);
 	fw->inode = inode;
 	fw->index = index;
 	fw->nr = nr;
 	fw->wait = wait;
-	fw->io_group = dedupfs_io_group_of(current);
+	fw->io_group = io_group;
 	queue_work(fill_wq, &fw->work);
 	return true;
 }
@@ -271,9 +309,11 @@ static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index,
 			  (!index || (index <= file->f_ra.start &&
 				      index + file->f_ra.async_size >= file->f_ra.start));
 	unsigned int nr = window_size(file, index, DIV_ROUND_UP(bytes, PAGE_SIZE) + 1);
+	struct cgroup_subsys_state *io_group = dedupfs_io_group_of(current);
 	int err;
 
-	err = dedupfs_populate(inode, index, nr);
+	err = dedupfs_populate(inode, index, nr, may_be_limited(io_group));
+	put_io_group(io_group);
 	if (err)
 		return err == -ENOMEM ? DEDUPFS_UNRESOLVED : err;
 	file->f_ra.size = nr;

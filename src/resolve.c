@@ -382,7 +382,7 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	inode_unlock_shared(w->di->lower);
 	if (!w->pool->counter_tells_mapping)
 		dedupfs_find_witnesses(w);
-	fill = dedupfs_fill_start(w->inode, w->ranges, w->nr_ranges, index, nr);
+	fill = dedupfs_fill_start(w->inode, w->ranges, w->nr_ranges, index, nr, w->limited);
 	w->filled = fill ? dedupfs_fill_pages(fill) : 0;
 	/* Attached now, we would be detached when it is published: join then. */
 	if (fill && !w->filled && first_is_being_filled(w)) {
@@ -477,6 +477,7 @@ static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
  * @inode:	regular upper inode
  * @index:	first file page
  * @nr:		pages, at most DEDUPFS_FILL_MAX
+ * @limited:	the reads may be held back by the I/O controller
  *
  * Best effort: afterwards the caller looks again, and what is still not in
  * the pool comes from the lower page cache.
@@ -485,7 +486,7 @@ static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
  * Return: 0; a reason (enum dedupfs_reason) why the file is not stable now;
  * or -EINTR, -ENOMEM.
  */
-int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
+int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limited)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct dedupfs_pool *pool = dedupfs_pool(inode);
@@ -500,6 +501,7 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr)
 	w = window_new(inode);
 	if (!w)
 		return -ENOMEM;
+	w->limited = limited;
 	for (try = 0; try < POPULATE_TRIES; try++) {
 		w->last_try = try == POPULATE_TRIES - 1;
 		err = populate_once(w, index, nr);

@@ -78,25 +78,50 @@ static int dedupfs_statfs(struct dentry *dentry, struct kstatfs *buf)
 	return 0;
 }
 
-/**
- * dedupfs_carry_wb_err - a write-back error below becomes one of this superblock
- * @sb:		upper superblock
- *
- * syncfs(2) reports it once to each file opened before it; a volatile overlayfs
- * above looks for it by itself.
- */
-void dedupfs_carry_wb_err(struct super_block *sb)
+/* In an errseq_t: somebody was told (Documentation/core-api/errseq.rst). */
+#define ERRSEQ_SEEN	BIT(12)
+
+/* @now, of the lower superblock, becomes an error of this one, if it is new.  sbi->lock held. */
+static void carry_wb_err(struct super_block *sb, errseq_t now)
 {
 	struct dedupfs_sb *sbi = DEDUPFS_SB(sb);
-	struct super_block *lower_sb = sbi->lower.mnt->mnt_sb;
-	int err;
 
-	if (likely(!errseq_check(&lower_sb->s_wb_err, READ_ONCE(sbi->lower_errseq))))
+	if ((now ^ sbi->lower_errseq) & ~ERRSEQ_SEEN)
+		errseq_set(&sb->s_wb_err, -(int)(now & MAX_ERRNO));
+	WRITE_ONCE(sbi->lower_errseq, now);
+}
+
+/**
+ * dedupfs_show_wb_err - a write-back error below becomes one of this superblock
+ * @sb:		upper superblock
+ *
+ * A volatile overlayfs above looks for it by itself.  Below, it stays one that
+ * nobody was told of.
+ */
+void dedupfs_show_wb_err(struct super_block *sb)
+{
+	struct dedupfs_sb *sbi = DEDUPFS_SB(sb);
+	const errseq_t *lower = &sbi->lower.mnt->mnt_sb->s_wb_err;
+
+	if (likely(!((READ_ONCE(*lower) ^ READ_ONCE(sbi->lower_errseq)) & ~ERRSEQ_SEEN)))
 		return;
 	spin_lock(&sbi->lock);
-	err = errseq_check_and_advance(&lower_sb->s_wb_err, &sbi->lower_errseq);
-	if (err)
-		errseq_set(&sb->s_wb_err, err);
+	carry_wb_err(sb, READ_ONCE(*lower));
+	spin_unlock(&sbi->lock);
+}
+
+/*
+ * syncfs(2) reports it once to each file opened before it.  So it counts as
+ * told below, or another of the same kind could not be told from it.
+ */
+static void tell_wb_err(struct super_block *sb)
+{
+	struct dedupfs_sb *sbi = DEDUPFS_SB(sb);
+	errseq_t now = 0;
+
+	spin_lock(&sbi->lock);
+	errseq_check_and_advance(&sbi->lower.mnt->mnt_sb->s_wb_err, &now);
+	carry_wb_err(sb, now);
 	spin_unlock(&sbi->lock);
 }
 
@@ -112,7 +137,7 @@ static int dedupfs_sync_fs(struct super_block *sb, int wait)
 	up_read(&lower_sb->s_umount);
 	/* Nobody is left to be told at umount: it stays unseen below. */
 	if (sb->s_root)
-		dedupfs_carry_wb_err(sb);
+		tell_wb_err(sb);
 	return err;
 }
 
@@ -273,7 +298,7 @@ static int open_lower(struct fs_context *fc, struct dedupfs_sb *sbi)
 		goto out;
 	}
 	/* The mount's own options say which access times are old enough. */
-	mnt->mnt_flags &= ~(MNT_RELATIME | MNT_NODIRATIME);
+	mnt->mnt_flags &= ~MNT_RELATIME;
 	sbi->lower.mnt = mnt;
 	sbi->lower.dentry = dget(path.dentry);
 	sbi->root_bits = dedupfs_lower_ino(d_inode(path.dentry)) ^ d_inode(path.dentry)->i_ino;

@@ -163,6 +163,7 @@ struct aio {
 	refcount_t ref;			/* the submitter may look at iocb after completion */
 	loff_t start;
 	loff_t last;
+	errseq_t wb_err;		/* as of dedupfs_wb_err_begin() */
 	long res;
 	bool write;
 };
@@ -183,7 +184,7 @@ static void aio_end(struct aio *aio)
 	struct inode *inode = file_inode(orig->ki_filp);
 
 	if (aio->write) {
-		dedupfs_share_wb_err(orig->ki_filp, aio->iocb.ki_filp);
+		dedupfs_wb_err_end(orig->ki_filp, aio->iocb.ki_filp, aio->wb_err);
 		__sb_writers_acquired(file_inode(aio->iocb.ki_filp)->i_sb, SB_FREEZE_WRITE);
 		file_end_write(aio->iocb.ki_filp);
 		dedupfs_change_end(inode, aio->start, aio->last);
@@ -247,6 +248,7 @@ static ssize_t submit_aio(struct aio *aio, struct kiocb *iocb, struct iov_iter *
 	aio->write = write;
 	INIT_WORK(&aio->work, aio_work);
 	if (write) {
+		aio->wb_err = dedupfs_wb_err_begin(iocb->ki_filp, lower);
 		/* The completion, another task, ends the write. */
 		__sb_writers_release(file_inode(lower)->i_sb, SB_FREEZE_WRITE);
 		ret = lower->f_op->write_iter(&aio->iocb, iter);
@@ -349,6 +351,7 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 	struct aio *aio = NULL;
 	loff_t start, last;
 	struct kiocb kiocb;
+	errseq_t wb_err;
 	ssize_t ret;
 
 	if (IS_ERR(lower))
@@ -370,20 +373,20 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 		return -EAGAIN;
 	}
 	write_range(iocb, iter, &start, &last);
-	dedupfs_share_wb_err(lower, iocb->ki_filp);
 	dedupfs_change_begin(inode, start, last);
 	if (iocb->ki_flags & IOCB_APPEND)
 		announce_end(inode, &start);
 	if (aio)
 		return submit_aio(aio, iocb, iter, lower, true, start, last);
 	lower_kiocb(&kiocb, iocb, lower);
+	wb_err = dedupfs_wb_err_begin(iocb->ki_filp, lower);
 	ret = lower->f_op->write_iter(&kiocb, iter);
+	dedupfs_wb_err_end(iocb->ki_filp, lower, wb_err);
 	iocb->ki_pos = kiocb.ki_pos;
-	dedupfs_share_wb_err(iocb->ki_filp, lower);
 	dedupfs_change_end(inode, start, last);
 	file_end_write(lower);
 	dedupfs_copy_attr(inode);
-	dedupfs_carry_wb_err(inode->i_sb);
+	dedupfs_show_wb_err(inode->i_sb);
 	return ret;
 }
 
@@ -421,6 +424,7 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 	struct file *lower = dedupfs_lower_file(out);
 	struct inode *inode = file_inode(out);
 	loff_t start, last;
+	errseq_t wb_err;
 	ssize_t ret;
 
 	if (IS_ERR(lower))
@@ -436,10 +440,10 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 	file_start_write(lower);
 	start = dedupfs_change_start(inode, *ppos);
 	last = *ppos + len - 1;
-	dedupfs_share_wb_err(lower, out);
 	dedupfs_change_begin(inode, start, last);
+	wb_err = dedupfs_wb_err_begin(out, lower);
 	ret = iter_file_splice_write(pipe, lower, ppos, len, flags);
-	dedupfs_share_wb_err(out, lower);
+	dedupfs_wb_err_end(out, lower, wb_err);
 	dedupfs_change_end(inode, start, last);
 	file_end_write(lower);
 	dedupfs_copy_attr(inode);

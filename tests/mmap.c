@@ -446,4 +446,45 @@ TEST(memory_that_fails)
 	}
 }
 
+/*
+ * A mapping is used from its beginning to its end, of which the pool can have
+ * the last part only: who has learned of much that it has not goes on asking.
+ */
+TEST(shared_after_much_that_is_not)
+{
+	const size_t before = 8 * MiB, size = 10 * MiB;
+	struct file_clone_range range = {
+		.src_offset = before, .src_length = size - before, .dest_offset = before,
+	};
+	char *buf = malloc(size - before), *map;
+	long hits;
+	size_t off;
+	int fd, twin;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	fill(buf, size - before, 1, before);
+	fd = open(low("many"), O_RDWR | O_CREAT, 0644);
+	for (off = 0; off < before; off += 2 * PAGE)
+		write_all(fd, buf, PAGE, off);
+	write_all(fd, buf, size - before, before);
+	EXPECT_EQ(0, fsync(fd));
+	twin = open(low("many.twin"), O_RDWR | O_CREAT, 0644);
+	range.src_fd = fd;
+	ASSERT_EQ(0, ioctl(twin, FICLONERANGE, &range));
+	close(fd);
+	close(twin);
+	drop_caches("3");
+	hits = pool("hits");
+	map = map_file(up("many"), size, PROT_READ, MAP_SHARED);
+	for (off = 0; off < size; off += PAGE)
+		touch(map + off, PAGE);
+	EXPECT_LE((long)((size - before) / PAGE), pool("hits") - hits);
+	EXPECT_EQ(-1, mismatch(map + before, size - before, 1, before));
+	munmap(map, size);
+	free(buf);
+	unlink(low("many"));
+	unlink(low("many.twin"));
+}
+
 TEST_HARNESS_MAIN
