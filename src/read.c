@@ -12,13 +12,13 @@
 
 #include <linux/fadvise.h>
 #include <linux/file.h>
+#include <linux/hash.h>
 #include <linux/kasan.h>
+#include <linux/kthread.h>
 #include <linux/pagemap.h>
 #include <linux/slab.h>
 #include <linux/splice.h>
 #include <linux/swap.h>
-#include <linux/hash.h>
-#include <linux/kthread.h>
 #include <linux/uio.h>
 #include <linux/workqueue.h>
 #include "pool.h"
