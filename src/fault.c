@@ -263,15 +263,16 @@ static enum dedupfs_state look_for_page(struct dedupfs_inode *di, pgoff_t index,
 /* A fault has waited for a fill of its page. */
 static void note_try(struct dedupfs_inode *di, pgoff_t index)
 {
-	bool elsewhere, there = look_for_page(di, index, &elsewhere) == DEDUPFS_THERE;
+	bool elsewhere, done = look_for_page(di, index, &elsewhere) == DEDUPFS_THERE;
 
+	/* To learn that a page is none of the pool's is what was waited for, too. */
+	done |= elsewhere;
 	/* Ages from now on: the wait may have taken long. */
 	WRITE_ONCE(di->fault_time, jiffies);
-	/* To learn that a page is none of the pool's is what was waited for, too. */
-	WRITE_ONCE(di->fault_fails, there || elsewhere ? 0 : READ_ONCE(di->fault_fails) + 1);
+	WRITE_ONCE(di->fault_fails, done ? 0 : READ_ONCE(di->fault_fails) + 1);
 	if (READ_ONCE(di->fault_index) == index)
 		WRITE_ONCE(di->fault_tries,
-			   READ_ONCE(di->fault_tries) + (there ? TRY_DONE : TRY_FAILED));
+			   READ_ONCE(di->fault_tries) + (done ? TRY_DONE : TRY_FAILED));
 }
 
 /* Its page is mapped: whoever comes next begins anew. */

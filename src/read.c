@@ -45,6 +45,13 @@ struct fill_work {
 #define AHEAD_OF_A_GROUP	8
 #define GROUP_BITS		6
 
+/* And so has a mount: its disk may not answer. */
+#define FILLS_OF_A_MOUNT	256
+#define AHEAD_OF_A_MOUNT	128
+
+/* Who has waited in vain for what others fill reads below for so long. */
+#define WAITED_TIME		(3 * HZ)
+
 /* What a fill waits for may be ended by a work, which must not queue behind it. */
 static struct workqueue_struct *fill_wq, *end_wq;
 static atomic_t fills_queued;
@@ -60,10 +67,12 @@ static atomic_t *fills_of(const struct cgroup_subsys_state *io_group)
 	return &fills_of_group[hash_ptr(io_group, GROUP_BITS)];
 }
 
-/* May one more fill be queued for a group? */
-static bool may_queue(const struct cgroup_subsys_state *io_group, bool ahead)
+/* May one more fill be queued for a group, on a mount? */
+static bool may_queue(const struct cgroup_subsys_state *io_group, struct dedupfs_sb *sbi,
+		      bool ahead)
 {
-	if (atomic_read(&fills_queued) >= (ahead ? FILLS_AHEAD_MAX : FILLS_QUEUED_MAX))
+	if (atomic_read(&fills_queued) >= (ahead ? FILLS_AHEAD_MAX : FILLS_QUEUED_MAX) ||
+	    atomic_read(&sbi->works) >= (ahead ? AHEAD_OF_A_MOUNT : FILLS_OF_A_MOUNT))
 		return false;
 	return !may_be_limited(io_group) ||
 	       atomic_read(fills_of(io_group)) < (ahead ? AHEAD_OF_A_GROUP : FILLS_OF_A_GROUP);
@@ -89,13 +98,17 @@ static pgoff_t wait_for_others(struct inode *inode, pgoff_t index, pgoff_t end)
 {
 	struct dedupfs_map *map = dedupfs_map_of(DEDUPFS_I(inode));
 	struct dedupfs_range r;
+	int err;
 
 	for (; map && index < end; index++) {
 		if (!dedupfs_map_lookup(map, index, &r))
 			return index;
 		if (r.reason != DEDUPFS_POOLED)
 			continue;
-		if (dedupfs_wait_for_fill(map->pool, r.block))
+		err = dedupfs_wait_for_fill(map->pool, r.block);
+		if (err == -EAGAIN)
+			dedupfs_unstable_for(DEDUPFS_I(inode), WAITED_TIME);
+		if (err)
 			break;
 		/* Who filled it may have detached us (btrfs). */
 		if (!dedupfs_map_lookup(map, index, &r))
@@ -159,7 +172,7 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 	struct cgroup_subsys_state *io_group = dedupfs_io_group_of(current);
 	struct fill_work *fw = NULL;
 
-	if (may_queue(io_group, !wait))
+	if (may_queue(io_group, DEDUPFS_SB(inode->i_sb), !wait))
 		fw = kmalloc(sizeof(*fw), GFP_NOWAIT | __GFP_NOWARN);
 	if (!fw) {
 		put_io_group(io_group);
@@ -312,7 +325,9 @@ static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index,
 	struct cgroup_subsys_state *io_group = dedupfs_io_group_of(current);
 	int err;
 
-	err = dedupfs_populate(inode, index, nr, may_be_limited(io_group));
+	/* (A kernel thread, as of a loop device, does not say for whom it reads.) */
+	err = dedupfs_populate(inode, index, nr,
+			       may_be_limited(io_group) || (current->flags & PF_KTHREAD));
 	put_io_group(io_group);
 	if (err)
 		return err == -ENOMEM ? DEDUPFS_UNRESOLVED : err;
@@ -510,9 +525,12 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 		if (r.reason != DEDUPFS_POOLED)
 			return read_lower(iocb, iter, bytes_to(pos, index, r.nr), pool, r.reason);
 		ret = read_pool(iocb, iter, map, &r, size);
-		if (!ret && !(iocb->ki_flags & IOCB_NOWAIT) && !(again && tried->waited)) {
+		if (!ret && !(iocb->ki_flags & IOCB_NOWAIT) && !(again && tried->waited) &&
+		    !time_before(jiffies, READ_ONCE(map->unstable_until))) {
 			err = dedupfs_wait_for_fill(pool, r.block);
 			if (err == -EAGAIN) {
+				/* Once, and not at each page, or call. */
+				dedupfs_unstable_for(di, WAITED_TIME);
 				*tried = (struct tried){
 					.from = index, .until = index + DEDUPFS_BATCH,
 					.reason = DEDUPFS_UNSTABLE, .waited = true,

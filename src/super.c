@@ -81,12 +81,19 @@ static int dedupfs_statfs(struct dentry *dentry, struct kstatfs *buf)
 /* In an errseq_t: somebody was told (Documentation/core-api/errseq.rst). */
 #define ERRSEQ_SEEN	BIT(12)
 
-/* @now, of the lower superblock, becomes an error of this one, if it is new.  sbi->lock held. */
+/*
+ * @now, of the lower superblock, becomes an error of this one, if it is new.
+ * One that was shown here, and told, before it counted as told below may hide
+ * another of its kind.  sbi->lock held.
+ */
 static void carry_wb_err(struct super_block *sb, errseq_t now)
 {
 	struct dedupfs_sb *sbi = DEDUPFS_SB(sb);
+	errseq_t last = sbi->lower_errseq;
 
-	if ((now ^ sbi->lower_errseq) & ~ERRSEQ_SEEN)
+	if ((now ^ last) & ~ERRSEQ_SEEN ||
+	    (last && !(last & ERRSEQ_SEEN) && (now & ERRSEQ_SEEN) &&
+	     (READ_ONCE(sb->s_wb_err) & ERRSEQ_SEEN)))
 		errseq_set(&sb->s_wb_err, -(int)(now & MAX_ERRNO));
 	WRITE_ONCE(sbi->lower_errseq, now);
 }
@@ -421,6 +428,8 @@ int dedupfs_fill_super(struct super_block *sb, struct fs_context *fc)
 	if (err)
 		return err;
 	sbi->lower_errseq = errseq_sample(&sbi->lower.mnt->mnt_sb->s_wb_err);
+	/* Before an overlayfs above looks whether there is one. */
+	dedupfs_show_wb_err(sb);
 	copy_super(sb, sbi->lower.mnt);
 	err = join_pool(fc, sbi);
 	if (err)
