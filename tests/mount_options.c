@@ -28,8 +28,11 @@ static char *kernel_said(void)
 	size_t n = 0;
 	ssize_t m;
 
-	if (fd < 0)
+	/* Not from the first message on: there may be more of them than fit. */
+	if (fd < 0) {
 		fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);
+		lseek(fd, 0, SEEK_END);
+	}
 	while (n < sizeof(text) - 8192 && ((m = read(fd, text + n, 8192)) > 0 || (m < 0 && errno == EPIPE)))
 		n += m > 0 ? m : 0;
 	text[n] = 0;
