@@ -553,13 +553,17 @@ static void check_read(const struct handle *h, int b, int nr)
 	if (n < 0 && errno == EIO && !btrfs && (h->flags & O_DIRECT)) {
 		/*
 		 * XFS gives up a direct read that meets a block which a store or
-		 * a write has just made.  While nothing changes it must succeed.
+		 * a write has just made.  While nothing changes it must succeed;
+		 * some race without the lock.
 		 */
 		if (!lock_parts(h, 0, BLOCKS))
 			return;
 		count(&s->collisions);
-		t0 = tick();
-		n = pread(h->fd, io, len, from);
+		for (k = 0; k < 20 && n < 0 && errno == EIO; k++) {
+			usleep(k * 1000);
+			t0 = tick();
+			n = pread(h->fd, io, len, from);
+		}
 		t1 = tick();
 		unlock_parts(h, 0, BLOCKS);
 	} else {
