@@ -559,11 +559,13 @@ static void check_read(const struct handle *h, int b, int nr)
 		if (!lock_parts(h, 0, BLOCKS))
 			return;
 		count(&s->collisions);
-		for (k = 0; k < 20 && n < 0 && errno == EIO; k++) {
+		/* (errno is that of the last read, and not of the lock.) */
+		k = 0;
+		do {
 			usleep(k * 1000);
 			t0 = tick();
 			n = pread(h->fd, io, len, from);
-		}
+		} while (n < 0 && errno == EIO && ++k < 20);
 		t1 = tick();
 		unlock_parts(h, 0, BLOCKS);
 	} else {
