@@ -436,12 +436,6 @@ static inline struct cgroup_subsys_state *dedupfs_io_group_of(struct task_struct
 #endif
 }
 
-/* Do huge pages of the file lie on huge pages of the address space? */
-static inline bool dedupfs_huge_pages_line_up(const struct vm_area_struct *vma)
-{
-	return IS_ALIGNED((vma->vm_start >> PAGE_SHIFT) - vma->vm_pgoff, PMD_SIZE >> PAGE_SHIFT);
-}
-
 /* Before 6.6 __fput_sync() is for kernel threads alone. */
 #define DEDUPFS_ANYBODY_MAY_FPUT_SYNC	(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0))
 

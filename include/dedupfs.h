@@ -65,6 +65,7 @@
  *   owner and mode of a file are copied under its upper i_rwsem and, inside,
  *   the lower one (shared), both by trylock, whatever else is held (inode.c);
  *   a fill looks by trylock for a writer of the lower file before it claims.
+ *   Nothing is taken inside dedupfs_sb.lock or a file's f_lock.
  *
  * pool->sem is never held while a lower i_rwsem, a page lock, fill_sem or
  * zap_mutex is waited for, and memory is allocated under it with GFP_NOIO

@@ -144,6 +144,12 @@ static enum fault_source map_around(struct vm_fault *vmf, struct dedupfs_map *ma
 	return FAULT_MAPPED;
 }
 
+/* Do huge pages of the file lie on huge pages of the address space? */
+static bool huge_pages_line_up(const struct vm_area_struct *vma)
+{
+	return IS_ALIGNED((vma->vm_start >> PAGE_SHIFT) - vma->vm_pgoff, PMD_SIZE >> PAGE_SHIFT);
+}
+
 /*
  * In a VMA with VM_MIXEDMAP the kernel takes a huge page for a driver's, which
  * is not counted, and gives back nothing of it: so none may be mapped there.
@@ -168,7 +174,7 @@ static int make_table(struct vm_fault *vmf)
  */
 static bool table_can_be_freed(const struct vm_area_struct *vma)
 {
-	return IS_ENABLED(CONFIG_READ_ONLY_THP_FOR_FS) && dedupfs_huge_pages_line_up(vma);
+	return IS_ENABLED(CONFIG_READ_ONLY_THP_FOR_FS) && huge_pages_line_up(vma);
 }
 
 /* Map from the pool, or say why not.  On a write fault only vmf->page is set. */
@@ -451,7 +457,7 @@ static vm_fault_t pooled_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t 
 	if (dedupfs_may_be_stale(map))
 		return 0;
 	/* And so is it to make a page table where this would map a huge page. */
-	if (pmd_none(READ_ONCE(*vmf->pmd)) && dedupfs_huge_pages_line_up(vmf->vma))
+	if (pmd_none(READ_ONCE(*vmf->pmd)) && huge_pages_line_up(vmf->vma))
 		return 0;
 	if (!map || !dedupfs_map_valid(map) || !dedupfs_map_lookup(map, vmf->pgoff, &r))
 		return dedupfs_is_plain(di) || unstable_now(di) ?

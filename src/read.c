@@ -31,7 +31,7 @@ struct fill_work {
 	pgoff_t index;
 	pgoff_t nr;
 	struct dedupfs_wait *wait;
-	struct cgroup_subsys_state *io_group;	/* whose disk time it is */
+	struct cgroup_subsys_state *io_group;	/* whose disk time it is; held until the end */
 };
 
 /*
