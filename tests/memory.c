@@ -49,64 +49,6 @@ static long group_field(const char *file, const char *field)
 	die("no %s in %s", field, group(file));
 }
 
-/* --- the disk's time --------------------------------------------------------- */
-
-/* What was read for the group from the disk that the tests are on. */
-static long group_read_bytes(void)
-{
-	char text[8192], key[32], *p;
-	struct stat st;
-
-	if (stat(getenv("DEDUPFS_DEV"), &st) || read_text(group("io.stat"), text, sizeof(text)) < 0)
-		die("%s", group("io.stat"));
-	snprintf(key, sizeof(key), "%u:%u rbytes=", major(st.st_rdev), minor(st.st_rdev));
-	p = strstr(text, key);
-	return p ? strtol(p + strlen(key), NULL, 10) : 0;
-}
-
-static void read_and_map(void)
-{
-	if (write_text(group("cgroup.procs"), "0"))
-		die("%s", group("cgroup.procs"));
-	check_file(dut ? up("a") : low("a"), FILE_SIZE, 1);
-	touch(map_file(dut ? up("m") : low("m"), FILE_SIZE, PROT_READ, MAP_SHARED), FILE_SIZE);
-}
-
-/* Whoever reads for whom: it is charged to who wants the data. */
-TEST(reads_are_charged_to_who_wants_the_data)
-{
-	int side, status;
-	long bytes;
-	pid_t pid;
-
-	if (write_text(CGROUPS "/cgroup.subtree_control", "+io"))
-		SKIP(return, "no I/O controller of cgroup v2");
-	make_file(low("a"), FILE_SIZE, 1);
-	make_clone(low("a"), low("b"));
-	make_file(low("m"), FILE_SIZE, 2);
-	make_clone(low("m"), low("n"));
-	for (side = 0; side < 2; side++) {
-		dut = side;
-		mkdir(group(""), 0755);
-		drop_caches("3");
-		pid = fork();
-		if (!pid) {
-			read_and_map();
-			_exit(0);
-		}
-		ASSERT_EQ(pid, waitpid(pid, &status, 0));
-		ASSERT_EQ(0, status);
-		bytes = group_read_bytes();
-		EXPECT_LE((long)(2 * FILE_SIZE), bytes) TH_LOG("%s", side ? "mount" : "lower");
-		rmdir(group(""));
-	}
-	dut = false;
-	unlink(low("a"));
-	unlink(low("b"));
-	unlink(low("m"));
-	unlink(low("n"));
-}
-
 /* One word of each page, another in each. */
 static long wrong_words(const char *map, size_t size, uint64_t seed)
 {
@@ -253,6 +195,64 @@ TEST(a_cgroup_with_a_limit)
 		drop_caches("3");
 		EXPECT_EQ(-1, wrong_after_writes(low("b%d", i), i));
 	}
+}
+
+/* --- the disk's time --------------------------------------------------------- */
+
+/* What was read for the group from the disk that the tests are on. */
+static long group_read_bytes(void)
+{
+	char text[8192], key[32], *p;
+	struct stat st;
+
+	if (stat(getenv("DEDUPFS_DEV"), &st) || read_text(group("io.stat"), text, sizeof(text)) < 0)
+		die("%s", group("io.stat"));
+	snprintf(key, sizeof(key), "%u:%u rbytes=", major(st.st_rdev), minor(st.st_rdev));
+	p = strstr(text, key);
+	return p ? strtol(p + strlen(key), NULL, 10) : 0;
+}
+
+static void read_and_map(void)
+{
+	if (write_text(group("cgroup.procs"), "0"))
+		die("%s", group("cgroup.procs"));
+	check_file(dut ? up("a") : low("a"), FILE_SIZE, 1);
+	touch(map_file(dut ? up("m") : low("m"), FILE_SIZE, PROT_READ, MAP_SHARED), FILE_SIZE);
+}
+
+/* Whoever reads for whom: it is charged to who wants the data. */
+TEST(reads_are_charged_to_who_wants_the_data)
+{
+	int side, status;
+	long bytes;
+	pid_t pid;
+
+	if (write_text(CGROUPS "/cgroup.subtree_control", "+io"))
+		SKIP(return, "no I/O controller of cgroup v2");
+	make_file(low("a"), FILE_SIZE, 1);
+	make_clone(low("a"), low("b"));
+	make_file(low("m"), FILE_SIZE, 2);
+	make_clone(low("m"), low("n"));
+	for (side = 0; side < 2; side++) {
+		dut = side;
+		mkdir(group(""), 0755);
+		drop_caches("3");
+		pid = fork();
+		if (!pid) {
+			read_and_map();
+			_exit(0);
+		}
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		ASSERT_EQ(0, status);
+		bytes = group_read_bytes();
+		EXPECT_LE((long)(2 * FILE_SIZE), bytes) TH_LOG("%s", side ? "mount" : "lower");
+		rmdir(group(""));
+	}
+	dut = false;
+	unlink(low("a"));
+	unlink(low("b"));
+	unlink(low("m"));
+	unlink(low("n"));
 }
 
 /* --- many who are attached to the same pages ---------------------------------- */

@@ -132,6 +132,24 @@ static void stop(void)
 		forget_devices();
 }
 
+FIXTURE(nfs) {
+};
+
+FIXTURE_SETUP(nfs)
+{
+	if (!spare)
+		SKIP(return, "DEDUPFS_SPARE is not set");
+	if (shell("modprobe -q nfsd && modprobe -q nfs && modprobe -q nfsv4"))
+		SKIP(return, "this kernel has no NFS");
+	if (shell("mkdir -p /var/lib/nfs/v4recovery && modprobe dm_mod && ip link set lo up && "
+		  "{ mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd; }"))
+		die("nfsd");
+}
+
+FIXTURE_TEARDOWN(nfs)
+{
+}
+
 /* --- what clients do --------------------------------------------------------- */
 
 static void life(void)
@@ -194,18 +212,9 @@ static void life(void)
 	stop();
 }
 
-static bool has_nfs(void)
+TEST_F(nfs, clients_see_the_same)
 {
-	return !shell("modprobe -q nfsd && modprobe -q nfs && modprobe -q nfsv4 && "
-		      "mkdir -p /var/lib/nfs/v4recovery && modprobe dm_mod && ip link set lo up && "
-		      "{ mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd; }");
-}
-
-TEST(clients_see_the_same)
-{
-	if (!has_nfs())
-		SKIP(return, "this kernel has no NFS");
-	EXPECT_EQ(0, differences(life));
+	SAME(life);
 }
 
 /* Where each handle is looked at from its parent, as well. */
@@ -228,11 +237,9 @@ static void below_a_subtree(void)
 	stop();
 }
 
-TEST(subtrees_are_checked)
+TEST_F(nfs, subtrees_are_checked)
 {
-	if (!has_nfs())
-		SKIP(return, "this kernel has no NFS");
-	EXPECT_EQ(0, differences(below_a_subtree));
+	SAME(below_a_subtree);
 }
 
 /* --- what the server has answered is on disk ---------------------------------- */
@@ -288,21 +295,14 @@ static void metadata(void)
 	stop();
 }
 
-TEST(names_and_attributes_are_durable)
+TEST_F(nfs, names_and_attributes_are_durable)
 {
-	if (!has_nfs())
-		SKIP(return, "this kernel has no NFS");
 	if (btrfs)
 		SKIP(return, "btrfs itself leaves them in memory");
-	EXPECT_EQ(0, differences(metadata));
+	SAME(metadata);
 }
 
 /* --- attributes changed while the file is being written ----------------------- */
-
-static int child_changes_mode(void)
-{
-	return chmod(nfs("a"), 0640) ? errno : 0;
-}
 
 /*
  * The server waits for the lower filesystem, and not for a write-back of the
@@ -316,7 +316,7 @@ static void under_write_back(void)
 	int fd, status;
 
 	start(EXPORT_NO_SUBTREE);
-	say("mode %o", access(nfs("a"), R_OK));
+	DO(access(nfs("a"), R_OK));
 	fd = open(th("a"), O_RDWR);
 	fill(buf, PAGE, 4, 0);
 	say("written %zd", pwrite(fd, buf, PAGE, 0));
@@ -329,7 +329,7 @@ static void under_write_back(void)
 	usleep(300 * 1000);
 	client = fork();
 	if (!client)
-		_exit(child_changes_mode());
+		_exit(chmod(nfs("a"), 0640) ? errno : 0);
 	usleep(700 * 1000);
 	if (dm_simple(DM_DEV_SUSPEND, NAME, 0))
 		die("resume");
@@ -342,11 +342,9 @@ static void under_write_back(void)
 	stop();
 }
 
-TEST(attributes_change_under_write_back)
+TEST_F(nfs, attributes_change_under_write_back)
 {
-	if (!has_nfs())
-		SKIP(return, "this kernel has no NFS");
-	EXPECT_EQ(0, differences(under_write_back));
+	SAME(under_write_back);
 }
 
 /* --- two changes of one tick --------------------------------------------------- */
@@ -375,11 +373,9 @@ static void one_after_another(void)
 	stop();
 }
 
-TEST(each_change_is_seen)
+TEST_F(nfs, each_change_is_seen)
 {
-	if (!has_nfs())
-		SKIP(return, "this kernel has no NFS");
-	EXPECT_EQ(0, differences(one_after_another));
+	SAME(one_after_another);
 }
 
 TEST_HARNESS_MAIN

@@ -521,6 +521,7 @@ static bool write_anew_and_compare(struct __test_metadata *_metadata)
 	int i, fd;
 	bool back;
 
+	EXPECT_LT(0, n);
 	take_space(low("filler"), 12 * MiB);
 	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
 	slow_begin("slow-join", read_all_of_a, 0);

@@ -231,6 +231,14 @@ TEST_F(file, moves_the_times)
 
 #define HUGE	(2UL << 20)
 
+/* Address space for @size bytes that a huge page can begin at. */
+static char *reserve_huge(size_t size)
+{
+	char *room = mmap(NULL, size + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return (char *)(((uintptr_t)room + HUGE - 1) & -HUGE);
+}
+
 /*
  * One store makes a huge page writable, and those beside it ask nobody: in
  * what others have mapped of the file, and of the pool, they are seen as well.
@@ -246,8 +254,7 @@ TEST(stores_beside_the_first_one)
 	sync();
 	drop_caches("3");
 	write_text("/proc/sys/vm/compact_memory", "1");
-	room = mmap(NULL, 2 * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	room = (char *)(((uintptr_t)room + HUGE - 1) & -HUGE);
+	room = reserve_huge(HUGE);
 	int fd = open(up("a"), O_RDWR);
 
 	map = mmap(room, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
@@ -307,8 +314,7 @@ FIXTURE_SETUP(half_shared)
 	sync();
 	drop_caches("3");
 	write_text("/proc/sys/vm/compact_memory", "1");
-	self->room = mmap(NULL, 3 * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	self->room = (char *)(((uintptr_t)self->room + HUGE - 1) & -HUGE);
+	self->room = reserve_huge(2 * HUGE);
 }
 
 FIXTURE_TEARDOWN(half_shared)

@@ -401,7 +401,6 @@ TEST_F(fault, some_sectors_cannot_be_read)
 	SAME(some_sectors);
 }
 
-/* Readahead and large folios decide how many good pages are lost around a bad one. */
 /* A disk that tries for seconds before it gives up: so does who wants the page. */
 static void slow_error(void)
 {
@@ -442,6 +441,7 @@ TEST_F(fault, a_sector_fails_after_seconds)
 	dm_remove(NAME "-slow");
 }
 
+/* Readahead and large folios decide how many good pages are lost around a bad one. */
 static void with_readahead(void)
 {
 	static const unsigned int steps[] = { 1, 4, 16, NR };
