@@ -36,7 +36,7 @@ jobs = $(if $(findstring jobserver,$(MAKEFLAGS))$(filter -j%,$(MAKEFLAGS)),,-j$(
 kbuild = $(MAKE) $(jobs) --no-print-directory -C $(KDIR) M=$(out) DEDUPFS_TOP=$(top) DEDUPFS_VERSION=$(version)
 
 .DEFAULT_GOAL := modules
-.PHONY: modules prepare running-headers install uninstall dkms-install dkms-remove setup \
+.PHONY: modules prepare prepare-locked running-headers install uninstall dkms-install dkms-remove setup \
 	check check-debug torture mutants tests style demo bench clean distclean help
 
 modules: prepare
@@ -49,6 +49,10 @@ prepare:
 	  echo "dedupfs: no kernel headers in $(KDIR);" \
 	       "install linux-headers-$(KVER), or give KDIR= or KVER=" >&2; exit 1; }
 	@mkdir -p $(out)/include
+	+@flock $(out)/.lock $(MAKE) --no-print-directory prepare-locked
+
+# Others may build for the same kernel.
+prepare-locked:
 	@find $(out) -maxdepth 1 -type l ! -exec test -e {} \; -delete
 	@ln -sf $(top)/src/*.c $(top)/Kbuild $(out)/
 	@scripts/probe $(KDIR) $(out) CC="$(CC)" $(foreach v,LLVM ARCH CROSS_COMPILE,$(if $($(v)),$(v)=$($(v))))

@@ -471,21 +471,22 @@ static void fill_over(struct page *page)
 
 /**
  * dedupfs_wait_for_fill - wait for whoever fills a block
- * @pool:	pool
+ * @map:	map of the file that wants it
  * @block:	physical block, in pages
  *
- * For the disk as long as it takes, as for any read.
+ * For the disk as long as it takes, as for any read.  Once it was in vain the
+ * file is unstable for as long: nobody waits again at each page, or call.
  *
  * Context: may sleep; no page lock held.
  * Return: 0; -EINTR if killed; -EAGAIN if it is not the disk that takes so long.
  */
-int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block)
+int dedupfs_wait_for_fill(struct dedupfs_map *map, u64 block)
 {
 	struct page *page;
 	long left = 1;
 	bool filling;
 
-	page = pool_find(pool, block, &filling);
+	page = pool_find(map->pool, block, &filling);
 	if (!page)
 		return 0;
 	while (filling) {
@@ -497,7 +498,10 @@ int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block)
 	put_page(page);
 	if (left < 0)
 		return -EINTR;
-	return left ? 0 : -EAGAIN;
+	if (left)
+		return 0;
+	WRITE_ONCE(map->unstable_until, jiffies + FILL_WAIT);
+	return -EAGAIN;
 }
 
 static void unclaim(struct dedupfs_fill *fill, unsigned int i)

@@ -119,7 +119,7 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 					bool limited);
 pgoff_t dedupfs_fill_pages(const struct dedupfs_fill *fill);
 int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode);
-int dedupfs_wait_for_fill(struct dedupfs_pool *pool, u64 block);
+int dedupfs_wait_for_fill(struct dedupfs_map *map, u64 block);
 void dedupfs_fill_publish(struct dedupfs_fill *fill);
 void dedupfs_fill_end(struct dedupfs_fill *fill);
 bool dedupfs_fill_next_range(struct dedupfs_fill *fill, u64 *block, u64 *nr, unsigned int *pos);

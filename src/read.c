@@ -49,9 +49,6 @@ struct fill_work {
 #define FILLS_OF_A_MOUNT	256
 #define AHEAD_OF_A_MOUNT	128
 
-/* Who has waited in vain for what others fill reads below for so long. */
-#define WAITED_TIME		(3 * HZ)
-
 /* What a fill waits for may be ended by a work, which must not queue behind it. */
 static struct workqueue_struct *fill_wq, *end_wq;
 static atomic_t fills_queued;
@@ -98,17 +95,13 @@ static pgoff_t wait_for_others(struct inode *inode, pgoff_t index, pgoff_t end)
 {
 	struct dedupfs_map *map = dedupfs_map_of(DEDUPFS_I(inode));
 	struct dedupfs_range r;
-	int err;
 
 	for (; map && index < end; index++) {
 		if (!dedupfs_map_lookup(map, index, &r))
 			return index;
 		if (r.reason != DEDUPFS_POOLED)
 			continue;
-		err = dedupfs_wait_for_fill(map->pool, r.block);
-		if (err == -EAGAIN)
-			dedupfs_unstable_for(DEDUPFS_I(inode), WAITED_TIME);
-		if (err)
+		if (dedupfs_wait_for_fill(map, r.block))
 			break;
 		/* Who filled it may have detached us (btrfs). */
 		if (!dedupfs_map_lookup(map, index, &r))
@@ -527,10 +520,8 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 		ret = read_pool(iocb, iter, map, &r, size);
 		if (!ret && !(iocb->ki_flags & IOCB_NOWAIT) && !(again && tried->waited) &&
 		    !time_before(jiffies, READ_ONCE(map->unstable_until))) {
-			err = dedupfs_wait_for_fill(pool, r.block);
+			err = dedupfs_wait_for_fill(map, r.block);
 			if (err == -EAGAIN) {
-				/* Once, and not at each page, or call. */
-				dedupfs_unstable_for(di, WAITED_TIME);
 				*tried = (struct tried){
 					.from = index, .until = index + DEDUPFS_BATCH,
 					.reason = DEDUPFS_UNSTABLE, .waited = true,

@@ -506,7 +506,7 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limite
 		w->last_try = try == POPULATE_TRIES - 1;
 		err = populate_once(w, index, nr);
 		if (err == -EBUSY && waits++ < POPULATE_TRIES) {
-			err = dedupfs_wait_for_fill(pool, w->ranges[0].block);
+			err = dedupfs_wait_for_fill(w->map, w->ranges[0].block);
 			try--;
 			if (!err)
 				continue;

@@ -564,26 +564,31 @@ static unsigned long free_large_pages(void)
 
 /*
  * Take memory until none of it lies together, and give every second page
- * back; nobody may move the others.  Return: pages given back.
+ * back; nobody may move the others.  What others give back meanwhile may lie
+ * together: then once more.  Return: pages given back.
  */
 static unsigned long scatter_memory(void)
 {
 	size_t max = meminfo("MemTotal"), at = 0, i;
 	char *p = mmap(NULL, max, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int tries = 0;
 
 	if (p == MAP_FAILED || madvise(p, max, MADV_NOHUGEPAGE) ||
 	    write_text("/proc/sys/vm/compact_unevictable_allowed", "0") ||
 	    mlock2(p, max, MLOCK_ONFAULT))
 		die("memory");
-	while (free_large_pages() > SCATTERED / PAGE * 3 / 8 && at + MiB <= max &&
-	       meminfo("MemFree") > 24 * (long)MiB) {
-		memset(p + at, 1, MiB);
-		at += MiB;
-	}
-	for (i = 0; i < at; i += 2 * PAGE)
-		if (madvise(p + i, PAGE, MADV_DONTNEED_LOCKED))
-			die("madvise");
+	do {
+		memset(p, 1, at);
+		while (free_large_pages() > SCATTERED / PAGE * 3 / 8 && at + MiB <= max &&
+		       meminfo("MemFree") > 24 * (long)MiB) {
+			memset(p + at, 1, MiB);
+			at += MiB;
+		}
+		for (i = 0; i < at; i += 2 * PAGE)
+			if (madvise(p + i, PAGE, MADV_DONTNEED_LOCKED))
+				die("madvise");
+	} while (free_large_pages() > SCATTERED / PAGE / 2 && ++tries < 8);
 	return at / PAGE / 2;
 }
 
