@@ -110,6 +110,7 @@ enum dedupfs_reason {
 	DEDUPFS_ENCODED,	/* compressed or encrypted */
 	DEDUPFS_UNALIGNED,	/* not page aligned on disk or in the file */
 	DEDUPFS_NOCOW,		/* NOCOW, realtime, DAX, swap: overwritten in place */
+	DEDUPFS_REPEATED,	/* the file is attached to the block often enough */
 	DEDUPFS_UNSTABLE,	/* a writer, direct I/O or a writable mapping below */
 	DEDUPFS_CHANGING,	/* an operation of ours is changing it now */
 	DEDUPFS_FOREIGN,	/* moved below while it was being resolved */
@@ -166,6 +167,8 @@ struct dedupfs_pool_node {
  * @attached:	extents by physical block (write: @sem)
  * @maps:	maps by lower inode (@sem)
  * @map_list:	all of them (write: @sem)
+ * @nr_idle:	maps in there that no upper inode has (write: @sem)
+ * @reap_soon:	bit 0: pages were evicted, the reaper has been told
  * @nr_pages:	pages in @entries
  * @limit:	most pages it may hold; 0: no limit but memory
  * @scratch:	memory to resolve with, for who takes it (xchg)
@@ -186,6 +189,8 @@ struct dedupfs_pool {
 	struct rb_root_cached attached;
 	struct rhashtable maps;
 	struct list_head map_list;
+	unsigned int nr_idle;
+	unsigned long reap_soon;
 	atomic_long_t nr_pages;
 	atomic_long_t nr_attached;
 	unsigned long limit;
@@ -263,6 +268,7 @@ struct dedupfs_extent {
  *		which there is one at a time, looks at it
  * @truncating:	task inside a truncate of ours: its event is not foreign
  * @users:	upper inodes that point here (pool->sem)
+ * @idle:	counted in pool->nr_idle (pool->sem)
  */
 struct dedupfs_map {
 	struct rhash_head node;
@@ -294,6 +300,7 @@ struct dedupfs_map {
 	bool gone;
 	struct task_struct *truncating;
 	unsigned int users;
+	bool idle;
 	struct rcu_head rcu;
 };
 

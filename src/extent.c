@@ -47,6 +47,25 @@ struct dedupfs_extent *dedupfs_attached_next(struct dedupfs_extent *ext, u64 blo
 	return attached_iter_next(ext, block, last);
 }
 
+/**
+ * dedupfs_times_attached - how often is a file attached to a block?
+ * @map:	map of the file
+ * @block:	physical block, in pages
+ * @max:	look for no more than these
+ *
+ * Context: pool->sem held.
+ */
+unsigned int dedupfs_times_attached(struct dedupfs_map *map, u64 block, unsigned int max)
+{
+	struct dedupfs_extent *ext;
+	unsigned int n = 0;
+
+	for (ext = dedupfs_attached_first(map->pool, block, block); ext && n < max;
+	     ext = dedupfs_attached_next(ext, block, block))
+		n += ext->map == map;
+	return n;
+}
+
 /* Zaps */
 
 /* The caller raised map->zaps before it detached: a change waits for no less. */
@@ -300,8 +319,11 @@ struct dedupfs_extent *dedupfs_extent_add(struct dedupfs_map *map, const struct 
 {
 	struct dedupfs_extent *ext;
 
-	/* A loop device for swap may lie on the mount, and wait for pool->sem. */
-	ext = kzalloc(sizeof(*ext), GFP_NOIO | __GFP_NOWARN);
+	/*
+	 * A loop device for swap may lie on the mount, and wait for pool->sem;
+	 * and so may all those who reclaim memory, at an eviction.
+	 */
+	ext = kzalloc(sizeof(*ext), GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
 	if (!ext)
 		return NULL;
 	ext->map = map;

@@ -122,7 +122,8 @@ void dedupfs_fiemap_exit(void)
  * Context: may sleep; takes the lower i_rwsem (shared), so the caller holds
  * neither that nor a page lock.
  * Return: extents stored in @out, or -errno.  -EIO: the observer did not see
- * what the filesystem counted; -EINTR: the caller was killed.
+ * what the filesystem counted; -EINTR: the caller was killed; -EAGAIN: as of
+ * dedupfs_wait_for_writer().
  */
 int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
 		   struct dedupfs_phys *out, unsigned int max, bool *whole)
@@ -139,7 +140,7 @@ int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
 		return -EOPNOTSUPP;
 
 	/* The lower filesystem waits for it unkillably: a writer may wait for the disk. */
-	err = dedupfs_wait_for_writer(lower);
+	err = dedupfs_wait_for_writer(lower, false);
 	if (err)
 		return err;
 	c.fi.fi_extents_start = (__force struct fiemap_extent __user *)(void *)&c;

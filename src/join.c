@@ -62,6 +62,48 @@ static bool next_new_part(const struct dedupfs_window *w, const struct dedupfs_r
 	return true;
 }
 
+/*
+ * A page table that maps one page hundreds of times costs next to nothing, and
+ * the references to the page must not overflow; and who looks at all that is
+ * attached to a block must come to an end.
+ */
+#define REPEATS_MAX	4
+
+/**
+ * dedupfs_limit_repeats - a file is attached to a block a few times at most
+ * @w:		resolved window; further ranges with the same block are REPEATED
+ *
+ * What the map says already is left as it is.
+ *
+ * Context: may sleep; no pool->sem.
+ */
+void dedupfs_limit_repeats(struct dedupfs_window *w)
+{
+	struct dedupfs_range *r, *before, now;
+	unsigned int n;
+
+	if (w->nr_ranges == 1 && !READ_ONCE(w->map->nr_extents))
+		return;
+	down_read(&w->pool->sem);
+	for (r = w->ranges; r < w->ranges + w->nr_ranges; r++) {
+		if (r->reason != DEDUPFS_POOLED)
+			continue;
+		if (dedupfs_map_lookup(w->map, r->index, &now)) {
+			n = now.reason == DEDUPFS_REPEATED ? REPEATS_MAX : 0;
+		} else {
+			n = dedupfs_times_attached(w->map, r->block, REPEATS_MAX);
+			for (before = w->ranges; before < r && n < REPEATS_MAX; before++)
+				n += before->reason == DEDUPFS_POOLED && r->block >= before->block &&
+				     r->block - before->block < before->nr;
+		}
+		if (n < REPEATS_MAX)
+			continue;
+		r->reason = DEDUPFS_REPEATED;
+		r->block = 0;
+	}
+	up_read(&w->pool->sem);
+}
+
 static bool witness_stands(const struct dedupfs_witness *x)
 {
 	return READ_ONCE(x->map->baseline) == x->baseline && dedupfs_map_valid(x->map);
@@ -129,6 +171,7 @@ void dedupfs_find_witnesses(struct dedupfs_window *w)
 	struct dedupfs_range part;
 	unsigned int i, kept = 0;
 	pgoff_t pos;
+	int busy;
 
 	down_read(&w->pool->sem);
 	for (i = 0; i < w->nr_ranges; i++) {
@@ -142,13 +185,15 @@ void dedupfs_find_witnesses(struct dedupfs_window *w)
 	up_read(&w->pool->sem);
 
 	for (i = 0; i < w->nr_witnesses; i++) {
-		if (witness_holds(w, &w->witness[i])) {
+		/* It is another's file, which he may keep locked for as long as he likes. */
+		busy = dedupfs_wait_for_writer(w->witness[i].map->lower, true);
+		if (!busy && witness_holds(w, &w->witness[i])) {
 			w->witness[kept++] = w->witness[i];
 			continue;
 		}
 		dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
 		/* It would be chosen again, before others that are right. */
-		if (!fatal_signal_pending(current))
+		if (!busy && !fatal_signal_pending(current))
 			forget_witness(&w->witness[i]);
 		dedupfs_map_put(w->witness[i].map);
 	}

@@ -77,6 +77,17 @@ void dedupfs_map_put(struct dedupfs_map *map)
 	kfree_rcu(map, rcu);
 }
 
+/* No upper inode has the map.  pool->sem held for writing. */
+static void set_idle(struct dedupfs_map *map, bool idle)
+{
+	struct dedupfs_pool *pool = map->pool;
+
+	if (map->idle == idle)
+		return;
+	map->idle = idle;
+	WRITE_ONCE(pool->nr_idle, pool->nr_idle + (idle ? 1 : -1));
+}
+
 /**
  * dedupfs_map_get - the map of an upper inode, made at need
  * @di:		regular upper inode
@@ -90,28 +101,29 @@ void dedupfs_map_put(struct dedupfs_map *map)
 struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di)
 {
 	struct dedupfs_pool *pool = dedupfs_pool(&di->vfs_inode);
-	struct dedupfs_map *map = READ_ONCE(di->map);
+	struct dedupfs_map *map = READ_ONCE(di->map), *new;
 
 	if (likely(map))
 		return map;
 
+	/* Who reclaims memory may wait for the lock. */
+	new = map_new(pool, di->lower);
+	if (!new)
+		return NULL;
 	down_write(&pool->sem);
 	map = di->map;
 	if (map)
 		goto out;
 	map = map_find(pool, di->lower);
 	if (!map) {
-		map = map_new(pool, di->lower);
-		if (!map)
+		if (rhashtable_insert_fast(&pool->maps, &new->node, map_params))
 			goto out;
-		if (rhashtable_insert_fast(&pool->maps, &map->node, map_params)) {
-			up_write(&pool->sem);
-			dedupfs_map_put(map);
-			return NULL;
-		}
+		map = new;
+		new = NULL;
 		list_add_tail(&map->list, &pool->map_list);
 	}
 	map->users++;
+	set_idle(map, false);
 	spin_lock(&di->vfs_inode.i_lock);
 	atomic_add(di->writers, &map->writers);
 	/* Pairs with READ_ONCE(): the map is seen whole. */
@@ -119,6 +131,8 @@ struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di)
 	spin_unlock(&di->vfs_inode.i_lock);
 out:
 	up_write(&pool->sem);
+	if (new)
+		dedupfs_map_put(new);
 	return map;
 }
 
@@ -155,6 +169,7 @@ static void map_remove(struct dedupfs_map *map)
 	struct dedupfs_pool *pool = map->pool;
 	pgoff_t last = ULONG_MAX;
 
+	set_idle(map, false);
 	/* No upper inode, so no mapping. */
 	dedupfs_detach_extents(map, 0, &last);
 	rhashtable_remove_fast(&pool->maps, &map->node, map_params);
@@ -175,14 +190,58 @@ static bool map_has_pages(struct dedupfs_map *map)
 	return false;
 }
 
+/* No matter how many pages of these are used, memory that is short comes before. */
+#define HOT_EXTENTS	16
+#define HOT_IDLE_MAX	4096
+
+/*
+ * An idle map holds the lower inode, whose memory no reclaim gets at: neither
+ * that of the memory cgroup which is charged for it, nor the one that evicts the
+ * pages first.  So what reclaims memory leaves few of them.
+ */
+static bool worth_keeping(struct dedupfs_map *map)
+{
+	struct dedupfs_extent *ext;
+	struct rb_node *node;
+	unsigned int n = 0;
+
+	if (!(current->flags & PF_MEMALLOC))
+		return map_has_pages(map);
+	if (map->pool->nr_idle >= HOT_IDLE_MAX)
+		return false;
+	for (node = rb_first(&map->extents); node && n < HOT_EXTENTS; node = rb_next(node)) {
+		ext = rb_entry(node, struct dedupfs_extent, file_node);
+		if (ext->reason != DEDUPFS_POOLED)
+			continue;
+		if (dedupfs_pool_any_hot(map->pool, ext->block, ext->nr))
+			return true;
+		n++;
+	}
+	return false;
+}
+
 #define REAP_INTERVAL	(5 * HZ)
+#define REAP_SOON	max(1, HZ / 2)
+
+/**
+ * dedupfs_maps_reap_soon - pages were evicted; maps may be left that have none
+ * @pool:	pool
+ *
+ * Context: any.
+ */
+void dedupfs_maps_reap_soon(struct dedupfs_pool *pool)
+{
+	if (READ_ONCE(pool->nr_idle) && !test_and_set_bit(0, &pool->reap_soon))
+		mod_delayed_work(system_unbound_wq, &pool->reaper, REAP_SOON);
+}
 
 /**
  * dedupfs_map_leave - an upper inode is evicted
  * @di:		upper inode
  *
  * The map stays while pages of it are in the pool, so that hot pages do not
- * die with a dentry; it goes at once if the lower file was unlinked.
+ * die with a dentry (and if it is memory that is wanted, only hot ones); it goes
+ * at once if the lower file was unlinked.
  *
  * Context: may sleep; may be in reclaim without __GFP_FS.
  */
@@ -200,7 +259,8 @@ void dedupfs_map_leave(struct dedupfs_inode *di)
 	if (!--map->users) {
 		/* The next upper inode starts without a history. */
 		WRITE_ONCE(map->tracked, false);
-		put = !map->lower->i_nlink || !dedupfs_map_valid(map) || !map_has_pages(map);
+		put = !map->lower->i_nlink || !dedupfs_map_valid(map) || !worth_keeping(map);
+		set_idle(map, !put);
 		if (put)
 			map_remove(map);
 		else

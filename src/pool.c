@@ -179,6 +179,32 @@ u64 dedupfs_pool_next(struct dedupfs_pool *pool, u64 block, u64 end)
 	return end;
 }
 
+/**
+ * dedupfs_pool_any_hot - is any of some pages used again and again?
+ * @pool:	pool
+ * @block:	physical block, in pages
+ * @nr:		blocks
+ *
+ * A hint, as of the first %DEDUPFS_HOT_MAX pages of them.
+ */
+bool dedupfs_pool_any_hot(struct dedupfs_pool *pool, u64 block, u64 nr)
+{
+	unsigned int seen = 0;
+	unsigned long index;
+	struct folio *folio;
+	void *entry;
+
+	xa_for_each_range(&pool->entries, index, entry, block, block + nr - 1) {
+		/* (No reference: it may be somebody else's by now.) */
+		folio = page_folio(entry_page(entry));
+		if (folio_test_active(folio) || folio_test_workingset(folio))
+			return true;
+		if (++seen == DEDUPFS_HOT_MAX)
+			break;
+	}
+	return false;
+}
+
 static void page_gone(struct dedupfs_pool *pool, struct page *page)
 {
 	dedupfs_lru_del(pool, page);
@@ -239,6 +265,7 @@ static void drop_range(struct dedupfs_pool *pool, u64 first, u64 last)
 		xas_unlock(&xas);
 		for (i = 0; i < n; i++)
 			page_gone(pool, pages[i]);
+		cond_resched();
 	} while (n == ARRAY_SIZE(pages) && first <= last);
 }
 
@@ -285,6 +312,8 @@ struct dedupfs_fill {
 	struct completion done;
 	atomic_t state;			/* enum fill_state */
 	ssize_t got;
+	unsigned int run;		/* what is on its way: pages from here */
+	unsigned int run_end;
 	pgoff_t index;
 	unsigned int nr;
 	bool limited;
@@ -364,6 +393,8 @@ static unsigned int claim_blocks(struct dedupfs_fill *fill, unsigned int i, u64 
 			if (!page)
 				break;
 			page->index = block + k;
+			/* Who had it last may have left FILL_ON_ITS_WAY there. */
+			set_page_private(page, 0);
 			__SetPageLocked(page);
 			xas_store(&xas, entry_make(page));
 			if (xas_error(&xas)) {
@@ -482,9 +513,9 @@ static void fill_over(struct page *page)
  */
 int dedupfs_wait_for_fill(struct dedupfs_map *map, u64 block)
 {
+	bool filling, reading, was_reading = false;
 	struct page *page;
 	long left = 1;
-	bool filling;
 
 	page = pool_find(map->pool, block, &filling);
 	if (!page)
@@ -493,7 +524,10 @@ int dedupfs_wait_for_fill(struct dedupfs_map *map, u64 block)
 		left = ___wait_var_event(&page->private, ___wait_cond_timeout(is_over(page)),
 					 TASK_KILLABLE, 0, FILL_WAIT,
 					 __ret = schedule_timeout(__ret));
-		filling = !left && READ_ONCE(page->private) == FILL_ON_ITS_WAY;
+		reading = READ_ONCE(page->private) == FILL_ON_ITS_WAY;
+		/* The disk may have answered just now: once more. */
+		filling = !left && (reading || was_reading);
+		was_reading = reading;
 	}
 	put_page(page);
 	if (left < 0)
@@ -574,13 +608,26 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 		inode_unlock_shared(mapping->host);
 }
 
+/* Is the disk at the pages of the run? */
+static void fill_run_mark(struct dedupfs_fill *fill, unsigned long mark)
+{
+	unsigned int i;
+
+	for (i = fill->run; i < fill->run_end; i++)
+		WRITE_ONCE(fill->pages[i]->private, mark);
+}
+
 /* May be called in interrupt context. */
 static void fill_run_done(struct kiocb *iocb, long got)
 {
 	struct dedupfs_fill *fill = container_of(iocb, struct dedupfs_fill, iocb);
+	int state;
 
 	fill->got = got;
-	if (atomic_xchg(&fill->state, FILL_READ) == FILL_ABANDONED)
+	state = atomic_xchg(&fill->state, FILL_READ);
+	/* What is left to do waits for a processor, and perhaps for locks. */
+	fill_run_mark(fill, 0);
+	if (state == FILL_ABANDONED)
 		dedupfs_queue_fill(&fill->work);
 	else
 		complete(&fill->done);
@@ -634,6 +681,8 @@ static ssize_t fill_run(struct dedupfs_fill *fill, struct inode *inode, struct f
 		bvec_set_page(bv++, fill->pages[i + k], PAGE_SIZE, 0);
 	}
 	iov_iter_bvec(&iter, ITER_DEST, fill->bvec, bv - fill->bvec, (size_t)nr << PAGE_SHIFT);
+	fill->run = i;
+	fill->run_end = i + nr;
 	init_completion(&fill->done);
 	atomic_set(&fill->state, FILL_WAITED_FOR);
 	init_sync_kiocb(&fill->iocb, file);
@@ -643,8 +692,13 @@ static ssize_t fill_run(struct dedupfs_fill *fill, struct inode *inode, struct f
 	if (got != -EIOCBQUEUED)
 		return got;
 	/* Nobody waits without a bound for what another group is made to wait for. */
-	for (k = 0; k < nr && !fill->limited; k++)
-		WRITE_ONCE(fill->pages[i + k]->private, FILL_ON_ITS_WAY);
+	if (!fill->limited) {
+		fill_run_mark(fill, FILL_ON_ITS_WAY);
+		/* As fill_run_done() does: one of us is the later one. */
+		smp_mb();
+		if (atomic_read(&fill->state) == FILL_READ)
+			fill_run_mark(fill, 0);
+	}
 	if (wait_for_completion_killable(&fill->done) && fill_abandon(fill, inode)) {
 		*abandoned = true;
 		return -EINTR;
@@ -807,7 +861,10 @@ static unsigned int nr_pools;
 
 static void reap_work(struct work_struct *work)
 {
-	dedupfs_maps_reap(container_of(work, struct dedupfs_pool, reaper.work));
+	struct dedupfs_pool *pool = container_of(work, struct dedupfs_pool, reaper.work);
+
+	clear_bit(0, &pool->reap_soon);
+	dedupfs_maps_reap(pool);
 }
 
 static void pool_free(struct dedupfs_pool *pool)
@@ -951,6 +1008,8 @@ void dedupfs_pool_put(struct dedupfs_pool *pool)
 	cancel_delayed_work_sync(&pool->reaper);
 	dedupfs_maps_destroy(pool);
 	dedupfs_shrink_exit(pool);
+	/* An eviction may have called for it meanwhile. */
+	cancel_delayed_work_sync(&pool->reaper);
 	WARN_ON_ONCE(!xa_empty(&pool->entries));
 	WARN_ON_ONCE(atomic_long_read(&pool->nr_pages));
 	xa_destroy(&pool->entries);

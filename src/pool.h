@@ -48,6 +48,7 @@ void dedupfs_map_put(struct dedupfs_map *map);
 void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower);
 int dedupfs_maps_init(struct dedupfs_pool *pool);
 void dedupfs_maps_destroy(struct dedupfs_pool *pool);
+void dedupfs_maps_reap_soon(struct dedupfs_pool *pool);
 void dedupfs_maps_reap(struct dedupfs_pool *pool);
 
 /* extent.c */
@@ -72,6 +73,7 @@ void dedupfs_decide(struct inode *inode);
 int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limited);
 void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time);
+int dedupfs_wait_for_writer(struct inode *lower, bool other);
 
 /* Has anybody but us the lower file open for writing? */
 static inline bool dedupfs_foreign_writers(struct dedupfs_map *map)
@@ -106,6 +108,11 @@ bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr);
 
 /* Is there any published page in a range of blocks? */
+/* Looked at by dedupfs_pool_any_hot(), in reclaim. */
+#define DEDUPFS_HOT_MAX	256
+
+bool dedupfs_pool_any_hot(struct dedupfs_pool *pool, u64 block, u64 nr);
+
 static inline bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
 {
 	return dedupfs_pool_next(pool, block, block + nr) < block + nr;
@@ -217,16 +224,6 @@ void dedupfs_shrink_exit(struct dedupfs_pool *pool);
 void dedupfs_lru_add(struct dedupfs_pool *pool, struct page **pages, unsigned int nr);
 void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_shrink_to_limit(struct dedupfs_pool *pool);
-
-/* Who holds the lower i_rwsem for writing is through.  Return: 0, or -EINTR if killed. */
-static inline int dedupfs_wait_for_writer(struct inode *lower)
-{
-	int err = down_read_killable(&lower->i_rwsem);
-
-	if (!err)
-		inode_unlock_shared(lower);
-	return err;
-}
 
 /* Read or mapped: once, or again, since eviction last looked at it. */
 static inline void dedupfs_page_used(struct page *page)

@@ -18,6 +18,42 @@
 #include "extent.h"
 #include "trace.h"
 
+/* How long who may not wait for long waits for a lock that others have. */
+#define WRITER_WAIT	max(1, HZ / 10)
+
+/**
+ * dedupfs_wait_for_writer - whoever has a lower file locked for a change is through
+ * @lower:	lower inode
+ * @other:	it is not the file that was asked for
+ *
+ * Killably; and for another's file, and in a worker, which nobody can kill,
+ * not for long: the lock may be in the hands of a user.
+ *
+ * Context: may sleep; takes the lower i_rwsem (shared).
+ * Return: 0; -EINTR if killed; -EAGAIN if it took too long.
+ */
+int dedupfs_wait_for_writer(struct inode *lower, bool other)
+{
+	unsigned int left = WRITER_WAIT;
+	int err;
+
+	if (!other && !(current->flags & PF_KTHREAD)) {
+		err = down_read_killable(&lower->i_rwsem);
+		if (!err)
+			inode_unlock_shared(lower);
+		return err;
+	}
+	while (!inode_trylock_shared(lower)) {
+		if (!left--)
+			return -EAGAIN;
+		schedule_timeout_killable(1);
+		if (fatal_signal_pending(current))
+			return -EINTR;
+	}
+	inode_unlock_shared(lower);
+	return 0;
+}
+
 /* The pool keeps one that nobody uses: they are large, and cleared when new. */
 static struct dedupfs_window *window_new(struct inode *inode)
 {
@@ -183,7 +219,8 @@ static bool same_ranges(const struct dedupfs_window *w)
 		const struct dedupfs_range *a = &w->ranges[i], *b = &w->again[j];
 		pgoff_t end = min(a->index + a->nr, b->index + b->nr);
 
-		if (a->reason != b->reason)
+		if (a->reason != b->reason &&
+		    (a->reason != DEDUPFS_REPEATED || b->reason != DEDUPFS_POOLED))
 			return false;
 		if (a->reason == DEDUPFS_POOLED &&
 		    a->block + (pos - a->index) != b->block + (pos - b->index))
@@ -220,7 +257,9 @@ static void settle(struct dedupfs_window *w)
 	if (map->baseline == w->baseline && !atomic_read(&map->changing) &&
 	    atomic_read(&map->change_seq) == w->change_seq) {
 		map->settled = true;
-		map->wrote_first = ULONG_MAX;
+		/* A direct read may still store into a page that was cleaned meanwhile. */
+		if (!mapping_writably_mapped(map->lower->i_mapping))
+			map->wrote_first = ULONG_MAX;
 	}
 	spin_unlock(&map->lock);
 }
@@ -279,6 +318,39 @@ static bool held_below(struct dedupfs_window *w)
 	return held;
 }
 
+/* btrfs allocates for as much at a time, and has the first page of it locked. */
+#define WRITE_BACK_PAGES	(SZ_128M >> PAGE_SHIFT)
+
+/*
+ * May pages of the window be clean because their write-back failed?  btrfs
+ * (6.1 and 6.12) cleans them all, and notes the error later, before it unlocks
+ * the page that it began with: what they hold is on no disk, and FIEMAP tells
+ * the old blocks.  After a no, the error has been noted.
+ */
+static bool write_back_is_failing(const struct dedupfs_window *w)
+{
+	struct address_space *mapping = w->di->lower->i_mapping;
+	XA_STATE(xas, &mapping->i_pages,
+		 w->index - min_t(pgoff_t, w->index, WRITE_BACK_PAGES));
+	struct folio *folio;
+	bool locked = false;
+
+	if (!w->pool->fiemap_sync || !mapping->nrpages)
+		return false;
+	rcu_read_lock();
+	xas_for_each(&xas, folio, w->index + w->nr - 1) {
+		if (xas_retry(&xas, folio) || xa_is_value(folio))
+			continue;
+		locked = folio_test_locked(folio) && folio_test_uptodate(folio);
+		if (locked)
+			break;
+	}
+	rcu_read_unlock();
+	/* Pairs with the unlocking: still_true() sees what was noted before. */
+	smp_rmb();
+	return locked;
+}
+
 /*
  * Where an unmoved counter means an unmoved mapping, a map that has all of the
  * window's first @nr pages attached is as good as a FIEMAP.  (What is not
@@ -328,6 +400,7 @@ static int resolve_window(struct dedupfs_window *w, pgoff_t nr)
 	w->nr = got;
 	if (flags)
 		settle(w);
+	dedupfs_limit_repeats(w);
 	return 0;
 }
 
@@ -343,7 +416,7 @@ static int resolve_again(struct dedupfs_window *w)
 	int n;
 
 	if (w->pool->counter_tells_mapping)
-		return dedupfs_wait_for_writer(w->di->lower);
+		return dedupfs_wait_for_writer(w->di->lower, false);
 	n = resolve(w, w->nr, 0, w->again, &got);
 	if (n < 0)
 		return n;
@@ -367,6 +440,8 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	err = resolve_window(w, nr);
 	if (err == DEDUPFS_DIRTY)
 		return err;
+	if (err == -EAGAIN)
+		return DEDUPFS_UNSTABLE;
 	if (err)
 		goto unresolved;
 	nr = min(nr, w->nr);
@@ -397,9 +472,11 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 		goto unresolved;
 	}
 	err = resolve_again(w);
-	if (err && err != -ESTALE)
+	if (err == -EAGAIN)
+		err = DEDUPFS_UNSTABLE;
+	else if (err && err != -ESTALE)
 		goto unresolved;
-	if (!err && held_below(w))
+	if (!err && (held_below(w) || write_back_is_failing(w)))
 		err = DEDUPFS_UNSTABLE;
 	if (!err) {
 		do {
@@ -577,6 +654,7 @@ static void attach_found(struct dedupfs_window *w, u64 counter)
 	    down_read_killable(&w->map->fill_sem))
 		return;
 	w->baseline = READ_ONCE(w->map->baseline);
+	dedupfs_limit_repeats(w);
 	if (w->baseline == counter && !held_below(w))
 		while (dedupfs_attach(w, NULL) == -ENOSPC)
 			;

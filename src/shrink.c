@@ -162,8 +162,11 @@ static unsigned long scan_node(struct dedupfs_pool *pool, struct dedupfs_pool_no
 		for (i = 0; i < n; i++)
 			freed += evict(pool, pages[i]);
 		scanned += n;
+		cond_resched();
 	}
 	dedupfs_count(pool, DEDUPFS_EVICTIONS, freed);
+	if (freed)
+		dedupfs_maps_reap_soon(pool);
 	trace_dedupfs_shrink(pool->lower_sb, nr_to_scan, freed, node->nr);
 	return freed;
 }

@@ -114,6 +114,7 @@ POOL_REASON(inline, DEDUPFS_INLINE);
 POOL_REASON(encoded, DEDUPFS_ENCODED);
 POOL_REASON(unaligned, DEDUPFS_UNALIGNED);
 POOL_REASON(nocow, DEDUPFS_NOCOW);
+POOL_REASON(repeated, DEDUPFS_REPEATED);
 POOL_REASON(unstable, DEDUPFS_UNSTABLE);
 POOL_REASON(changing, DEDUPFS_CHANGING);
 POOL_REASON(foreign, DEDUPFS_FOREIGN);
@@ -149,6 +150,7 @@ static struct attribute *reason_attrs[] = {
 	[DEDUPFS_ENCODED]	= &reason_encoded.attr,
 	[DEDUPFS_UNALIGNED]	= &reason_unaligned.attr,
 	[DEDUPFS_NOCOW]		= &reason_nocow.attr,
+	[DEDUPFS_REPEATED]	= &reason_repeated.attr,
 	[DEDUPFS_UNSTABLE]	= &reason_unstable.attr,
 	[DEDUPFS_CHANGING]	= &reason_changing.attr,
 	[DEDUPFS_FOREIGN]	= &reason_foreign.attr,

@@ -148,10 +148,7 @@ static int dedupfs_sync_fs(struct super_block *sb, int wait)
 	return err;
 }
 
-/*
- * Where the lower filesystem is frozen already, and does not count freezes
- * (before 6.6), it is left to whoever froze it.
- */
+/* EBUSY where it is frozen already, and does not count freezes (before 6.6), as it says itself. */
 static int dedupfs_freeze_fs(struct super_block *sb)
 {
 	struct dedupfs_sb *sbi = DEDUPFS_SB(sb);
@@ -159,7 +156,7 @@ static int dedupfs_freeze_fs(struct super_block *sb)
 
 	err = freeze_super(sbi->lower.mnt->mnt_sb, FREEZE_HOLDER_KERNEL | FREEZE_MAY_NEST);
 	sbi->froze_lower = !err;
-	return err == -EBUSY ? 0 : err;
+	return err;
 }
 
 static int dedupfs_unfreeze_fs(struct super_block *sb)

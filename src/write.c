@@ -170,6 +170,8 @@ struct aio {
 
 static struct workqueue_struct *aio_wq;
 
+static void announce_from(struct inode *inode, loff_t pos, loff_t *start);
+
 static void aio_put(struct aio *aio)
 {
 	if (refcount_dec_and_test(&aio->ref)) {
@@ -178,7 +180,8 @@ static void aio_put(struct aio *aio)
 	}
 }
 
-static void aio_end(struct aio *aio)
+/* @res: what the lower filesystem returned in the end. */
+static void aio_end(struct aio *aio, long res)
 {
 	struct kiocb *orig = aio->orig;
 	struct inode *inode = file_inode(orig->ki_filp);
@@ -187,6 +190,8 @@ static void aio_end(struct aio *aio)
 		dedupfs_wb_err_end(orig->ki_filp, aio->iocb.ki_filp, aio->wb_err);
 		__sb_writers_acquired(file_inode(aio->iocb.ki_filp)->i_sb, SB_FREEZE_WRITE);
 		file_end_write(aio->iocb.ki_filp);
+		if (res > 0)
+			announce_from(inode, aio->iocb.ki_pos - res, &aio->start);
 		dedupfs_change_end(inode, aio->start, aio->last);
 		dedupfs_copy_attr(inode);
 	}
@@ -199,7 +204,7 @@ static void aio_work(struct work_struct *work)
 	struct kiocb *orig = aio->orig;
 	long res = aio->res;
 
-	aio_end(aio);
+	aio_end(aio, res);
 	aio_put(aio);
 	orig->ki_complete(orig, res);
 }
@@ -256,7 +261,7 @@ static ssize_t submit_aio(struct aio *aio, struct kiocb *iocb, struct iov_iter *
 		ret = lower->f_op->read_iter(&aio->iocb, iter);
 	}
 	if (ret != -EIOCBQUEUED) {
-		aio_end(aio);
+		aio_end(aio, ret);
 		aio_put(aio);
 	}
 	aio_put(aio);
@@ -321,19 +326,19 @@ static void write_range(struct kiocb *iocb, struct iov_iter *iter, loff_t *start
 }
 
 /*
- * An append is announced from the end of the file on.  If that came down
- * before everybody could see that the file changes, it begins there.
+ * An append is announced from the end of the file on.  Where that came down
+ * before everybody could see that the file changes, and again where it came
+ * down before the lower filesystem had the lock for it, it begins at @pos.
  */
-static void announce_end(struct inode *inode, loff_t *start)
+static void announce_from(struct inode *inode, loff_t pos, loff_t *start)
 {
-	loff_t end = dedupfs_change_start(inode, LLONG_MAX);
 	struct dedupfs_map *map = DEDUPFS_I(inode)->map;
 
-	if (end >= *start)
+	if (pos >= *start)
 		return;
-	dedupfs_note_change(map, end >> PAGE_SHIFT, *start >> PAGE_SHIFT);
-	dedupfs_detach(map, end >> PAGE_SHIFT, *start >> PAGE_SHIFT);
-	*start = end;
+	dedupfs_note_change(map, pos >> PAGE_SHIFT, *start >> PAGE_SHIFT);
+	dedupfs_detach(map, pos >> PAGE_SHIFT, *start >> PAGE_SHIFT);
+	*start = pos;
 }
 
 /**
@@ -375,7 +380,7 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 	write_range(iocb, iter, &start, &last);
 	dedupfs_change_begin(inode, start, last);
 	if (iocb->ki_flags & IOCB_APPEND)
-		announce_end(inode, &start);
+		announce_from(inode, dedupfs_change_start(inode, LLONG_MAX), &start);
 	if (aio)
 		return submit_aio(aio, iocb, iter, lower, true, start, last);
 	lower_kiocb(&kiocb, iocb, lower);
@@ -383,6 +388,8 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 	ret = lower->f_op->write_iter(&kiocb, iter);
 	dedupfs_wb_err_end(iocb->ki_filp, lower, wb_err);
 	iocb->ki_pos = kiocb.ki_pos;
+	if (ret > 0)
+		announce_from(inode, kiocb.ki_pos - ret, &start);
 	dedupfs_change_end(inode, start, last);
 	file_end_write(lower);
 	dedupfs_copy_attr(inode);

@@ -96,6 +96,57 @@ TEST_F(user, reads_a_file_in_pieces)
 	close(fd);
 }
 
+/*
+ * One block, again and again in one file: references to its page, which must
+ * not overflow, cost next to nothing there.
+ */
+TEST(one_block_again_and_again)
+{
+	enum { TIMES = 4096, MAPS = 8 };
+	int fd, i, k, pagemap = open("/proc/self/pagemap", O_RDONLY);
+	int counts = open("/proc/kpagecount", O_RDONLY);
+	char *map[MAPS], *buf = malloc(TIMES * PAGE);
+	uint64_t pfn, count, most = 0;
+	long attachments = 0;
+
+	ASSERT_LE(0, counts);
+	make_file(low("many"), PAGE, 1);
+	fd = open(low("many"), O_RDWR);
+	for (i = 1; i < TIMES; i *= 2)
+		ASSERT_EQ(0, clone_range(fd, 0, i * PAGE, fd, i * PAGE));
+	close(fd);
+	drop_caches("3");
+	if (have_pool)
+		attachments = pool("attachments");
+	fd = open(up("many"), O_RDONLY);
+	ASSERT_EQ(TIMES * PAGE, pread(fd, buf, TIMES * PAGE, 0));
+	for (k = 0; k < MAPS; k++) {
+		map[k] = map_file(up("many"), TIMES * PAGE, PROT_READ, MAP_SHARED);
+		touch(map[k], TIMES * PAGE);
+	}
+	for (i = 0; i < TIMES; i++) {
+		ASSERT_EQ(-1, mismatch(buf + i * PAGE, PAGE, 1, 0));
+		ASSERT_EQ(-1, mismatch(map[i % MAPS] + i * PAGE, PAGE, 1, 0));
+		ASSERT_EQ(8, pread(pagemap, &pfn, 8, (uintptr_t)(map[0] + i * PAGE) / PAGE * 8));
+		pfn &= (1ULL << 55) - 1;
+		ASSERT_EQ(8, pread(counts, &count, 8, pfn * 8));
+		if (count > most)
+			most = count;
+	}
+	TH_LOG("a page is mapped %lu times at most by %d mappings", most, MAPS);
+	EXPECT_LE((uint64_t)MAPS, most);
+	EXPECT_GE(16ULL * MAPS, most);
+	if (have_pool) {
+		EXPECT_LE(attachments + 1, pool("attachments"));
+		EXPECT_GE(attachments + 8, pool("attachments"));
+		EXPECT_LT(0, pool("not_shared/repeated"));
+	}
+	for (k = 0; k < MAPS; k++)
+		munmap(map[k], TIMES * PAGE);
+	close(fd);
+	unlink(low("many"));
+}
+
 /* Positions and lengths at the end of what can be said. */
 static void at_the_end(void)
 {

@@ -663,9 +663,9 @@ __maybe_unused
 static size_t run_on(const struct fiemap_extent *was, long n, const char *path, size_t *first,
 		     size_t *now_at)
 {
-	struct fiemap_extent is[8];
+	struct fiemap_extent is[64];
 	uint64_t from, to;
-	long m = fiemap(path, is, 8);
+	long m = fiemap(path, is, 64);
 	int j, k;
 
 	for (k = 0; k < n; k++) {

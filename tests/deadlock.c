@@ -36,7 +36,7 @@ FIXTURE_SETUP(files)
 	self->up_a = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
 	ASSERT_NE(MAP_FAILED, self->up_a);
 	signal(SIGALRM, on_alarm);
-	alarm(20 * TIME_FACTOR);
+	alarm(60 * TIME_FACTOR);
 }
 
 FIXTURE_TEARDOWN(files)
@@ -265,6 +265,22 @@ static void read_across(int nr)
 	one_more(&progress->reads);
 }
 
+static bool have_done(unsigned long changes, unsigned long reads)
+{
+	return __atomic_load_n(&progress->changes, __ATOMIC_RELAXED) > changes &&
+	       __atomic_load_n(&progress->reads, __ATOMIC_RELAXED) > reads;
+}
+
+/* Let them go on for some seconds, and where the machine is slow until something was done. */
+static void let_them(int seconds, unsigned long changes, unsigned long reads)
+{
+	double begun = now();
+
+	while (now() < begun + seconds * TIME_FACTOR ||
+	       (!have_done(changes, reads) && now() < begun + 40 * TIME_FACTOR))
+		usleep(20000);
+}
+
 TEST_F(files, cloned_onto_each_other)
 {
 	static char below[SIZE];
@@ -276,7 +292,7 @@ TEST_F(files, cloned_onto_each_other)
 	make_file(low("b"), SIZE, 2);
 	for (i = 0; i < 8; i++)
 		pid[i] = start(i < 4 ? clone_across : read_across, i);
-	sleep(5 * TIME_FACTOR);
+	let_them(5, 10, 3);
 	EXPECT_TRUE(end_all(pid, 8));
 	TH_LOG("%lu clones, %lu reads", progress->changes, progress->reads);
 	EXPECT_EQ(0UL, progress->wrong);
@@ -405,7 +421,7 @@ TEST_F(files, cut_while_written_below_from_a_mapping)
 	progress = shared_page();
 	for (i = 0; i < 4; i++)
 		pid[i] = start(i ? write_below_from_it : cut_it, i);
-	sleep(4 * TIME_FACTOR);
+	let_them(4, 5, 10);
 	EXPECT_TRUE(end_all(pid, 4));
 	TH_LOG("%lu cuts, %lu writes", progress->changes, progress->reads);
 	EXPECT_EQ(0UL, progress->wrong);
@@ -473,7 +489,7 @@ TEST_F(files, unmounted_in_full_use)
 	for (i = 0; i < 5; i++)
 		pid[i] = start(i < 3 ? use_third : disturb, i);
 	end = now() + 6 * TIME_FACTOR;
-	while (now() < end) {
+	while (now() < end || (rounds <= 10 && now() < end + 30 * TIME_FACTOR)) {
 		ASSERT_EQ(0, mount_on(lower_dir, third, "domain=third"));
 		usleep(random() % 60000);
 		/* In a moment when nobody has a file open, or else under them. */

@@ -130,12 +130,13 @@ static bool is_on_disk(const char *lower_path, const void *want, size_t size)
  */
 __maybe_unused static bool got_to_disk(const char *lower_path, const void *want, size_t size)
 {
-	double until = now() + (btrfs ? 2 * TIME_FACTOR : 0);
+	double until = now() + (btrfs ? 5 * TIME_FACTOR : 0);
+	unsigned int looks = btrfs ? 100 : 0;
 	bool there;
 
 	do {
 		there = is_on_disk(lower_path, want, size);
-	} while (!there && now() < until && !usleep(10000));
+	} while (!there && (now() < until || looks--) && !usleep(10000));
 	return there;
 }
 

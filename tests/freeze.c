@@ -165,6 +165,34 @@ TEST_F(frozen, waits_for_splices_in_one_order)
 	ended(below, 1000);
 }
 
+/* Who is told that it is frozen can rely on it, whoever thaws it elsewhere. */
+TEST_F(frozen, by_two)
+{
+	int other, err;
+	pid_t pid;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	ASSERT_EQ(0, mkdir("/run/frozen", 0755));
+	ASSERT_EQ(0, mount_on(lower_dir, "/run/frozen", NULL));
+	other = open("/run/frozen", O_RDONLY);
+	ASSERT_EQ(0, ioctl(other, FIFREEZE, 0));
+	err = ioctl(self->dir, FIFREEZE, 0) ? errno : 0;
+	TH_LOG("the second: %s", strerror(err));
+	if (err)
+		EXPECT_EQ(EBUSY, err);
+	ASSERT_EQ(0, ioctl(other, FITHAW, 0));
+	pid = writer(low("a"), false);
+	EXPECT_EQ(err != 0, ended(pid, err ? 5000 * TIME_FACTOR : 400));
+	if (!err) {
+		ASSERT_EQ(0, ioctl(self->dir, FITHAW, 0));
+		EXPECT_TRUE(ended(pid, 5000 * TIME_FACTOR));
+	}
+	close(other);
+	EXPECT_EQ(0, umount("/run/frozen"));
+	rmdir("/run/frozen");
+}
+
 /* The mount is gone, and with it who could thaw: an emergency thaw reaches it. */
 TEST_F(frozen, and_unmounted)
 {

@@ -136,6 +136,22 @@ TEST(ofd_record_locks)
 	SAME(ofd_locks);
 }
 
+static void until_it_sleeps(pid_t pid)
+{
+	char text[512], *state;
+	int tries;
+
+	for (tries = 0; tries < 1000; tries++) {
+		if (read_text(path_of("/proc/%d/stat", pid), text, sizeof(text)) <= 0)
+			die("process %d", pid);
+		state = strrchr(text, ')');
+		if (state[2] == 'S')
+			return;
+		usleep(10000);
+	}
+	die("process %d does not wait", pid);
+}
+
 /* A lock that is waited for comes when it is given up; a cycle is refused. */
 static void waiting(void)
 {
@@ -156,7 +172,7 @@ static void waiting(void)
 		_exit(lock(fd, F_SETLKW, F_WRLCK, 0, 10) ? errno : 0);
 	}
 	read(go[0], &c, 1);
-	usleep(200000);
+	until_it_sleeps(pid);
 	DO(lock(fd, F_SETLKW, F_WRLCK, 10, 10));
 	DO(lock(fd, F_SETLK, F_UNLCK, 0, 0));
 	waitpid(pid, &status, 0);
@@ -167,7 +183,7 @@ static void waiting(void)
 		flock(open("a", O_RDWR), LOCK_EX);
 		_exit(0);
 	}
-	flock(fd, LOCK_EX);
+	DO(flock(fd, LOCK_EX));
 	waitpid(pid, &status, 0);
 }
 

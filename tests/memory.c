@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * timeout: 180
+ * timeout: 400
  *
  * Memory that is short, or wanted back at a bad moment: a cgroup with a limit
  * far below what is read, 512 clones that are attached to the same pages, a hot
@@ -197,6 +197,75 @@ TEST(a_cgroup_with_a_limit)
 	}
 }
 
+/* --- many small files ---------------------------------------------------------- */
+
+#define SMALL_FILES	(8000 / TIME_FACTOR)
+#define SMALL_MAX	(6 * MiB / TIME_FACTOR)
+
+static void read_small_files(void)
+{
+	char page[PAGE];
+	unsigned int i;
+	int fd;
+
+	if (write_text(group("cgroup.procs"), "0"))
+		die("%s", group("cgroup.procs"));
+	for (i = 0; i < SMALL_FILES; i++) {
+		fd = open(dut ? up("small/%u", i) : low("small/%u", i), O_RDONLY);
+		if (pread(fd, page, PAGE, 0) != PAGE || mismatch(page, PAGE, 1, i * PAGE) != -1)
+			_exit(1);
+		close(fd);
+	}
+	_exit(0);
+}
+
+/* What is kept of files that nobody uses any more is as easily given up as below. */
+TEST(many_small_files_in_a_cgroup)
+{
+	struct file_clone_range r = { .src_length = PAGE };
+	int fd, status[2];
+	long killed[2];
+	unsigned int i;
+	pid_t pid;
+
+	if (access(CGROUPS "/cgroup.controllers", F_OK) ||
+	    write_text(CGROUPS "/cgroup.subtree_control", "+memory"))
+		SKIP(return, "no memory controller of cgroup v2");
+	make_file(low("all"), SMALL_FILES * PAGE, 1);
+	ASSERT_EQ(0, mkdir(low("small"), 0755));
+	r.src_fd = open(low("all"), O_RDONLY);
+	for (i = 0; i < SMALL_FILES; i++) {
+		r.src_offset = i * PAGE;
+		fd = open(low("small/%u", i), O_WRONLY | O_CREAT, 0644);
+		ASSERT_EQ(0, ioctl(fd, FICLONERANGE, &r));
+		close(fd);
+	}
+	close(r.src_fd);
+	for (dut = false;; dut = true) {
+		drop_caches("3");
+		rmdir(group(""));
+		ASSERT_EQ(0, mkdir(group(""), 0755));
+		ASSERT_EQ(0, write_text(group("memory.max"), path_of("%lu", SMALL_MAX)));
+		pid = fork();
+		if (!pid)
+			read_small_files();
+		ASSERT_EQ(pid, waitpid(pid, &status[dut], 0));
+		killed[dut] = group_field("memory.events", "oom_kill");
+		TH_LOG("%s: status %x, %ld killed, limit met %ld times, %ld pages in the pool",
+		       dut ? "mount" : "lower", status[dut], killed[dut],
+		       group_field("memory.events", "max"), pool("pages"));
+		EXPECT_LT(0, group_field("memory.events", "max"));
+		EXPECT_EQ(0, rmdir(group("")));
+		if (dut)
+			break;
+	}
+	EXPECT_EQ(0, status[0]);
+	EXPECT_EQ(0, status[1]);
+	EXPECT_EQ(killed[0], killed[1]);
+	rm_rf(low("small"));
+	unlink(low("all"));
+}
+
 /* --- the disk's time --------------------------------------------------------- */
 
 /* What was read for the group from the disk that the tests are on. */
@@ -312,8 +381,11 @@ static pid_t new_looker(uint64_t seed)
 /* Each page is unmapped from each of them, for nothing if it is used meanwhile. */
 static void shrink_once(struct __test_metadata *_metadata, const char *when, unsigned long limit)
 {
-	double begun = now();
+	double begun;
 
+	/* What others have left in memory is gone before. */
+	sync();
+	begun = now();
 	if (!limit)
 		drop_caches("2");
 	else
@@ -321,7 +393,7 @@ static void shrink_once(struct __test_metadata *_metadata, const char *when, uns
 	TH_LOG("%s: %s in %.1f s; %ld pages, %ld evictions", when,
 	       limit ? "limit set" : "caches dropped", now() - begun, own("pages"),
 	       own("evictions"));
-	EXPECT_GE(25 * TIME_FACTOR, now() - begun) TH_LOG("is this a livelock?");
+	EXPECT_GE(50 * TIME_FACTOR, now() - begun) TH_LOG("is this a livelock?");
 	ASSERT_EQ(0, set_limit(0));
 }
 
@@ -527,11 +599,14 @@ TEST_F(hot_set, stays)
 	fills = own("fills") - hot_fills;
 	TH_LOG("%u hot pages, used %u times: filled %ld times; %u cold ones: %ld times; %ld evictions",
 	       HOT, uses, hot_fills, COLD, fills, own("evictions"));
-	/* The pool cannot have held it all. */
-	EXPECT_LE(COLD + HOT - ROOM, own("evictions"));
-	/* Each hot page may be lost a few times in all, each cold one before it is used. */
-	EXPECT_GE(4 * HOT, hot_fills);
-	EXPECT_GE(2 * COLD + HOT, fills);
+	/* The pool cannot have held it all (but for one more window). */
+	EXPECT_LE(COLD + HOT - ROOM - 256, own("evictions"));
+	/*
+	 * Each cold page is filled once, and each hot one may be lost a few
+	 * times.  (Where the disk is slow, what is filled ahead of the cold
+	 * ones is counted with the hot ones.)
+	 */
+	EXPECT_GE(COLD + 4 * HOT, own("fills"));
 	munmap(cold, COLD * PAGE);
 	free(buf);
 }
@@ -541,6 +616,9 @@ TEST_F(hot_set, stays)
 #define SCATTERED	(32 * MiB)
 #define LARGE_ORDER	4
 #define MIN_FREE	"/proc/sys/vm/min_free_kbytes"
+#define COMPACT_LOCKED	"/proc/sys/vm/compact_unevictable_allowed"
+#define COMPACT_AHEAD	"/proc/sys/vm/compaction_proactiveness"
+#define NOT_SCATTERED	77
 
 /* Free pages in blocks of LARGE_ORDER and above, but for those kept for old devices. */
 static unsigned long free_large_pages(void)
@@ -572,14 +650,13 @@ static unsigned long scatter_memory(void)
 	size_t max = meminfo("MemTotal"), at = 0, i;
 	char *p = mmap(NULL, max, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	int tries = 0;
+	double begun = now();
 
-	if (p == MAP_FAILED || madvise(p, max, MADV_NOHUGEPAGE) ||
-	    write_text("/proc/sys/vm/compact_unevictable_allowed", "0") ||
-	    mlock2(p, max, MLOCK_ONFAULT))
+	if (p == MAP_FAILED || madvise(p, max, MADV_NOHUGEPAGE) || mlock2(p, max, MLOCK_ONFAULT))
 		die("memory");
 	do {
-		memset(p, 1, at);
+		for (i = 0; i < at; i += 2 * PAGE)
+			p[i] = 1;
 		while (free_large_pages() > SCATTERED / PAGE * 3 / 8 && at + MiB <= max &&
 		       meminfo("MemFree") > 24 * (long)MiB) {
 			memset(p + at, 1, MiB);
@@ -588,14 +665,14 @@ static unsigned long scatter_memory(void)
 		for (i = 0; i < at; i += 2 * PAGE)
 			if (madvise(p + i, PAGE, MADV_DONTNEED_LOCKED))
 				die("madvise");
-	} while (free_large_pages() > SCATTERED / PAGE / 2 && ++tries < 8);
+	} while (free_large_pages() > SCATTERED / PAGE / 2 && now() < begun + 40 * TIME_FACTOR);
 	return at / PAGE / 2;
 }
 
-TEST_F(own_pool, of_scattered_memory)
+TEST_F_TIMEOUT(own_pool, of_scattered_memory, 250 * TIME_FACTOR)
 {
 	unsigned long given, large;
-	char *map, reserve[32];
+	char *map, reserve[32], ahead[32];
 	int status;
 	pid_t pid;
 
@@ -604,7 +681,11 @@ TEST_F(own_pool, of_scattered_memory)
 	drop_caches("3");
 	/* What is kept for emergencies lies together, too. */
 	ASSERT_LT(0, read_text(MIN_FREE, reserve, sizeof(reserve)));
+	ASSERT_LT(0, read_text(COMPACT_AHEAD, ahead, sizeof(ahead)));
 	ASSERT_EQ(0, write_text(MIN_FREE, "2048"));
+	/* Nobody puts the pieces together. */
+	ASSERT_EQ(0, write_text(COMPACT_AHEAD, "0"));
+	ASSERT_EQ(0, write_text(COMPACT_LOCKED, "0"));
 	write_text("/proc/self/oom_score_adj", "-1000");
 	pid = fork();
 	if (!pid) {
@@ -613,7 +694,6 @@ TEST_F(own_pool, of_scattered_memory)
 		large = free_large_pages();
 		TH_LOG("%lu pages alone, %lu in larger blocks", given, large);
 		EXPECT_LT(2 * SCATTERED / PAGE, given);
-		EXPECT_GT(SCATTERED / PAGE, large);
 		EXPECT_EQ(-1, check_file(in("a"), SCATTERED, 1));
 		map = map_file(in("b"), SCATTERED, PROT_READ, MAP_SHARED);
 		EXPECT_EQ(-1, mismatch(map, SCATTERED, 1, 0));
@@ -621,13 +701,16 @@ TEST_F(own_pool, of_scattered_memory)
 		EXPECT_EQ(SCATTERED / PAGE, own("fills"));
 		EXPECT_EQ(SCATTERED / PAGE, own("pages"));
 		EXPECT_EQ((long)SCATTERED, own("saved_bytes"));
-		_exit(_metadata->exit_code);
+		_exit(_metadata->exit_code ?: large >= SCATTERED / PAGE ? NOT_SCATTERED : 0);
 	}
 	waitpid(pid, &status, 0);
-	EXPECT_EQ(0, status);
 	write_text(MIN_FREE, reserve);
-	write_text("/proc/sys/vm/compact_unevictable_allowed", "1");
+	write_text(COMPACT_AHEAD, ahead);
+	write_text(COMPACT_LOCKED, "1");
 	write_text("/proc/self/oom_score_adj", "0");
+	if (WIFEXITED(status) && WEXITSTATUS(status) == NOT_SCATTERED)
+		SKIP(return, "too much memory lies together: this proves nothing");
+	EXPECT_EQ(0, status);
 }
 
 /* --- eviction, faults and truncation at once ------------------------------------ */
@@ -748,14 +831,19 @@ static void reader(void)
 	ssize_t n;
 	int i, fd;
 
+	/* A read that meets a missing page of this may be cut short there by a truncation. */
+	memset(got, 0, sizeof(got));
 	while (!race->stop) {
 		i = rnd(RACERS);
 		fd = open(racer_name(i), O_RDONLY);
 		page = rnd(RACE_NR - 8);
 		was = look_at(i);
 		n = pread(fd, got, sizeof(got), page * PAGE);
-		if (n < 0 || n % PAGE)
+		if (n < 0 || n % PAGE) {
+			fprintf(stderr, "# read of file %d, page %u: %zd, %s\n", i, page, n,
+				strerror(errno));
 			_exit(3);
+		}
 		for (k = 0; k < n / PAGE; k++)
 			check_page("read", i, page + k, got + k * PAGE, 0, &was);
 		__atomic_add_fetch(&race->reads, 1, __ATOMIC_RELAXED);

@@ -237,14 +237,15 @@ static struct {
 	char *page;		/* in the writer's memory; not there until we say so */
 } *stopped;
 
-/* Memory at which whoever looks at it waits for let_it_go_on(); or exits. */
+/* Memory at which whoever looks at it waits for let_it_go_on(), after a page of the usual; or exits. */
 static char *a_page_to_wait_for(void)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register reg = { .range.len = PAGE, .mode = UFFDIO_REGISTER_MODE_MISSING };
-	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
+	p += PAGE;
 	reg.range.start = (uintptr_t)p;
 	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
 		_exit(2);
@@ -267,7 +268,7 @@ static int its_fault_fd(void)
 static bool begin_and_stop(const char *name, int (*what)(int), int arg)
 {
 	struct pollfd fault = { .events = POLLIN };
-	double end = now() + 5 * TIME_FACTOR;
+	double end = now() + 20 * TIME_FACTOR;
 	bool there;
 
 	if (!stopped)
@@ -277,7 +278,7 @@ static bool begin_and_stop(const char *name, int (*what)(int), int arg)
 	while (!__atomic_load_n(&stopped->fault_fd, __ATOMIC_ACQUIRE) && now() < end)
 		usleep(1000);
 	fault.fd = its_fault_fd();
-	there = poll(&fault, 1, 5000 * TIME_FACTOR) == 1;
+	there = poll(&fault, 1, 20000 * TIME_FACTOR) == 1;
 	close(fault.fd);
 	return there;
 }
@@ -338,6 +339,110 @@ TEST_F(clones, read_in_the_middle_of_a_write_below)
 		sync();
 		EXPECT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d, synced", page);
 		EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
+	}
+}
+
+/*
+ * An append that waits for its turn behind a truncation below comes to lie
+ * where nobody expected it: it is seen by who has that mapped all the same.
+ */
+TEST_F(clones, append_overtaken_by_a_truncation_below)
+{
+	const size_t end = PAGE + 100;
+	char *map = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED), data[50], page[PAGE] = "";
+	int fd = open(up("a"), O_WRONLY | O_APPEND), status;
+	pid_t cutter, appender;
+
+	fill(data, sizeof(data), 8, 0);
+	touch(map, SIZE);
+	ASSERT_TRUE(begin_and_stop("writer", write_below_and_wait, 200)) TH_LOG("no userfaultfd");
+	cutter = fork();
+	if (!cutter)
+		_exit(truncate(low("a"), end) != 0);
+	usleep(500000);
+	appender = fork();
+	if (!appender)
+		_exit(write(fd, data, sizeof(data)) != sizeof(data));
+	usleep(500000);
+	ASSERT_TRUE(let_it_go_on(page));
+	EXPECT_EQ(0, slow_end());
+	EXPECT_EQ(cutter, waitpid(cutter, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(appender, waitpid(appender, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, memcmp(map + end, data, sizeof(data))) TH_LOG("mapped");
+	munmap(map, SIZE);
+	EXPECT_EQ(hash_read(low("a"), MiB), hash_read(up("a"), MiB));
+	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
+	close(fd);
+}
+
+/* --- who keeps a clone of his own locked -------------------------------------- */
+
+/* The extents are copied out under the lock. */
+static int fiemap_and_wait(int arg)
+{
+	struct fiemap *fm = (void *)(a_page_to_wait_for() - sizeof(*fm));
+
+	*fm = (struct fiemap){ .fm_length = SIZE, .fm_extent_count = 8 };
+	return ioctl(open(low("b"), O_RDONLY), FS_IOC_FIEMAP, fm);
+}
+
+static int chmod_it(int arg)
+{
+	return chmod(low("b"), 0640);
+}
+
+static int load_it(int arg)
+{
+	char *map = map_file(up("c"), SIZE, PROT_READ, MAP_SHARED);
+
+	return mismatch(map, SIZE, 1, 0) != -1;
+}
+
+static int read_it(int arg)
+{
+	return check_file(up("c"), SIZE, 1) != -1;
+}
+
+/*
+ * Who reads a clone of other users' does not wait for what they do with
+ * theirs: the one holds a lock for as long as he likes, and another waits for
+ * it, so that nobody gets it any more.
+ */
+TEST_F(clones, read_while_another_keeps_his_locked)
+{
+	int (*const ways[])(int) = { read_it, load_it };
+	char page[PAGE] = "";
+	pid_t waiter, user;
+	unsigned int i;
+	double begun;
+	int status;
+
+	for (i = 0; i < 2; i++) {
+		make_clone(low("b"), low("c"));
+		drop_caches("3");
+		ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
+		ASSERT_TRUE(begin_and_stop("locker", fiemap_and_wait, 0)) TH_LOG("no userfaultfd");
+		waiter = fork();
+		if (!waiter)
+			_exit(chmod_it(0));
+		usleep(300000);
+		begun = now();
+		user = fork();
+		if (!user)
+			_exit(ways[i](0));
+		while (!is_done(user) && now() < begun + 30 * TIME_FACTOR)
+			usleep(10000);
+		TH_LOG("%s: %.1f s", i ? "mapped" : "read", now() - begun);
+		EXPECT_GT(30 * TIME_FACTOR, now() - begun) TH_LOG("it waits for the other file");
+		ASSERT_TRUE(let_it_go_on(page));
+		EXPECT_EQ(0, slow_end());
+		EXPECT_EQ(waiter, waitpid(waiter, &status, 0));
+		EXPECT_EQ(0, status);
+		EXPECT_EQ(user, waitpid(user, &status, 0));
+		EXPECT_EQ(0, status);
+		unlink(low("c"));
 	}
 }
 
@@ -438,7 +543,7 @@ static void punch(const char *path)
 static void used_by_another(struct __test_metadata *_metadata, const char *slow,
 			    int (*look)(int))
 {
-	struct fiemap_extent was[8];
+	struct fiemap_extent was[64];
 	int round, reused = 0, i, status;
 	size_t first, run;
 	char name[16];
@@ -446,13 +551,13 @@ static void used_by_another(struct __test_metadata *_metadata, const char *slow,
 	long n;
 
 	take_space(low("filler"), 32 * MiB);
-	for (round = 0; round < 3; round++) {
+	for (round = 0; round < 3 || (!reused && round < 10); round++) {
 		make_file(low("b"), SIZE, 1);
 		make_clone(low("b"), low("a"));
 		sync();
 		ASSERT_EQ(-1, check_file(up("a"), SIZE, 1));
 		ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
-		n = fiemap(low("a"), was, 8);
+		n = fiemap(low("a"), was, 64);
 		ASSERT_LT(0, n);
 
 		slow_begin(slow, look, 0);

@@ -1127,6 +1127,9 @@ static void fail_under_load(struct __test_metadata *_metadata, int how)
 	}
 	close(fd);
 	usleep(1500000);
+	/* Who writes, or changes names, learns of it when something has to be on the disk. */
+	for (tries = 0; tries < 600 && !(load->errors[3] + load->errors[4]); tries++)
+		usleep(50000);
 	load->stop = 1;
 	for (i = 0; i < 6; i++) {
 		for (tries = 0; tries < 300 && !waitpid(pid[i], &status, WNOHANG); tries++)
