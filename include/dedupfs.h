@@ -169,6 +169,7 @@ struct dedupfs_pool_node {
  * @map_list:	all of them (write: @sem)
  * @nr_idle:	maps in there that no upper inode has (write: @sem)
  * @reap_soon:	bit 0: pages were evicted, the reaper has been told
+ * @ask_at:	when it asks again for deleted subvolumes, in jiffies (its own)
  * @nr_pages:	pages in @entries
  * @limit:	most pages it may hold; 0: no limit but memory
  * @scratch:	memory to resolve with, for who takes it (xchg)
@@ -191,6 +192,7 @@ struct dedupfs_pool {
 	struct list_head map_list;
 	unsigned int nr_idle;
 	unsigned long reap_soon;
+	unsigned long ask_at;
 	atomic_long_t nr_pages;
 	atomic_long_t nr_attached;
 	unsigned long limit;

@@ -24,9 +24,10 @@
  * @phys:	room for DEDUPFS_RESOLVE_EXTENTS
  *
  * Context: may sleep; takes the lower i_rwsem (shared).
+ * Return: 1 or 0; -EAGAIN or -EINTR if it was not asked, as of dedupfs_fiemap().
  */
-bool dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 flags,
-			struct dedupfs_phys *phys)
+int dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 flags,
+		       struct dedupfs_phys *phys)
 {
 	const u32 never = FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_DATA_INLINE |
 			  FIEMAP_EXTENT_ENCODED | FIEMAP_EXTENT_UNWRITTEN |
@@ -38,11 +39,13 @@ bool dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 
 
 	n = dedupfs_fiemap(lower, (u64)pos << PAGE_SHIFT, (u64)r->nr << PAGE_SHIFT,
 			   flags, phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
+	if (n == -EAGAIN || n == -EINTR)
+		return n;
 	for (i = 0; i < n && pos < end; i++) {
 		p = &phys[i];
 		if (p->logical > (u64)pos << PAGE_SHIFT || (p->flags & never) ||
 		    p->physical - p->logical != (r->block - r->index) << PAGE_SHIFT)
-			return false;
+			return 0;
 		pos = (p->logical + p->length) >> PAGE_SHIFT;
 	}
 	return pos >= end;
@@ -198,20 +201,21 @@ static bool next_attached(struct dedupfs_map *map, pgoff_t index, struct dedupfs
 /*
  * The counter moved, and only operations of ours moved it: what they changed
  * was detached, so the rest of the map is true at the new counter as well, if
- * FIEMAP agrees.  Return: true if the baseline was carried over.
+ * FIEMAP agrees.  Return: 1 if the baseline was carried over; 0; -EAGAIN or
+ * -EINTR if FIEMAP could not be asked.
  */
-static bool carry_over(struct dedupfs_map *map, u64 counter)
+static int carry_over(struct dedupfs_map *map, u64 counter)
 {
 	int change_seq = atomic_read(&map->change_seq), n = 0;
 	struct dedupfs_range r = {};
 	struct dedupfs_phys *phys;
 	pgoff_t pos = 0, clean;
-	bool ok = false;
 	u32 flags = 0;
+	int ok = 0;
 
 	phys = kvmalloc_array(DEDUPFS_RESOLVE_EXTENTS, sizeof(*phys), GFP_KERNEL);
 	if (!phys)
-		return false;
+		return 0;
 	/* Of a write that raised no event, and is not finished (btrfs), only this tells. */
 	if (map->pool->fiemap_sync && !dedupfs_lower_dirty(map->lower))
 		flags = FIEMAP_FLAG_SYNC;
@@ -221,8 +225,12 @@ static bool carry_over(struct dedupfs_map *map, u64 counter)
 		/* What we made dirty was detached: this somebody did who raised no event. */
 		clean = dedupfs_clean_pages(map->lower, r.index, r.nr);
 		r.nr = clean ?: max(dedupfs_dirty_run(map->lower, r.index, r.nr), 1UL);
-		if (!clean || !dedupfs_still_maps(map->lower, &r, flags, phys))
+		ok = clean ? dedupfs_still_maps(map->lower, &r, flags, phys) : 0;
+		if (ok < 0)
+			goto out;
+		if (!ok)
 			dedupfs_detach(map, r.index, r.index + r.nr - 1);
+		ok = 0;
 		/* It waits for write-back of all of the file: once is enough. */
 		flags = 0;
 	}
@@ -286,8 +294,14 @@ int dedupfs_baseline(struct dedupfs_map *map)
 	}
 	if (reason)
 		goto out;
-	if (carry && carry_over(map, counter))
-		goto out;
+	if (carry) {
+		reason = carry_over(map, counter);
+		if (reason) {
+			/* Carried over; or the next one may be, who gets at the file. */
+			reason = reason > 0 ? 0 : reason == -EAGAIN ? DEDUPFS_UNSTABLE : reason;
+			goto out;
+		}
+	}
 
 	/* It becomes valid when nothing old is mapped any more. */
 	dedupfs_zap_begin(map);

@@ -47,25 +47,6 @@ struct dedupfs_extent *dedupfs_attached_next(struct dedupfs_extent *ext, u64 blo
 	return attached_iter_next(ext, block, last);
 }
 
-/**
- * dedupfs_times_attached - how often is a file attached to a block?
- * @map:	map of the file
- * @block:	physical block, in pages
- * @max:	look for no more than these
- *
- * Context: pool->sem held.
- */
-unsigned int dedupfs_times_attached(struct dedupfs_map *map, u64 block, unsigned int max)
-{
-	struct dedupfs_extent *ext;
-	unsigned int n = 0;
-
-	for (ext = dedupfs_attached_first(map->pool, block, block); ext && n < max;
-	     ext = dedupfs_attached_next(ext, block, block))
-		n += ext->map == map;
-	return n;
-}
-
 /* Zaps */
 
 /* The caller raised map->zaps before it detached: a change waits for no less. */

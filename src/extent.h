@@ -85,7 +85,6 @@ void dedupfs_extent_resize(struct dedupfs_map *map, struct dedupfs_extent *ext,
 			   pgoff_t index, pgoff_t nr);
 struct dedupfs_extent *dedupfs_attached_first(struct dedupfs_pool *pool, u64 block, u64 last);
 struct dedupfs_extent *dedupfs_attached_next(struct dedupfs_extent *ext, u64 block, u64 last);
-unsigned int dedupfs_times_attached(struct dedupfs_map *map, u64 block, unsigned int max);
 bool dedupfs_detach_extents(struct dedupfs_map *map, pgoff_t first, pgoff_t *to);
 bool dedupfs_detach_later(struct dedupfs_zap_list *list, struct dedupfs_map *map,
 			  pgoff_t first, pgoff_t last);
@@ -97,15 +96,14 @@ void dedupfs_zap_all(struct dedupfs_zap_list *list);
 
 /* baseline.c */
 int dedupfs_baseline(struct dedupfs_map *map);
-bool dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 flags,
-			struct dedupfs_phys *phys);
+int dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 flags,
+		       struct dedupfs_phys *phys);
 bool dedupfs_in_place(struct inode *lower);
 pgoff_t dedupfs_clean_pages(struct inode *lower, pgoff_t index, pgoff_t nr);
 
 /* join.c */
 void dedupfs_find_witnesses(struct dedupfs_window *w);
 void dedupfs_put_witnesses(struct dedupfs_window *w);
-void dedupfs_limit_repeats(struct dedupfs_window *w);
 int dedupfs_attach(struct dedupfs_window *w, struct dedupfs_fill *fill);
 
 #endif /* DEDUPFS_EXTENT_H */

@@ -62,48 +62,6 @@ static bool next_new_part(const struct dedupfs_window *w, const struct dedupfs_r
 	return true;
 }
 
-/*
- * A page table that maps one page hundreds of times costs next to nothing, and
- * the references to the page must not overflow; and who looks at all that is
- * attached to a block must come to an end.
- */
-#define REPEATS_MAX	4
-
-/**
- * dedupfs_limit_repeats - a file is attached to a block a few times at most
- * @w:		resolved window; further ranges with the same block are REPEATED
- *
- * What the map says already is left as it is.
- *
- * Context: may sleep; no pool->sem.
- */
-void dedupfs_limit_repeats(struct dedupfs_window *w)
-{
-	struct dedupfs_range *r, *before, now;
-	unsigned int n;
-
-	if (w->nr_ranges == 1 && !READ_ONCE(w->map->nr_extents))
-		return;
-	down_read(&w->pool->sem);
-	for (r = w->ranges; r < w->ranges + w->nr_ranges; r++) {
-		if (r->reason != DEDUPFS_POOLED)
-			continue;
-		if (dedupfs_map_lookup(w->map, r->index, &now)) {
-			n = now.reason == DEDUPFS_REPEATED ? REPEATS_MAX : 0;
-		} else {
-			n = dedupfs_times_attached(w->map, r->block, REPEATS_MAX);
-			for (before = w->ranges; before < r && n < REPEATS_MAX; before++)
-				n += before->reason == DEDUPFS_POOLED && r->block >= before->block &&
-				     r->block - before->block < before->nr;
-		}
-		if (n < REPEATS_MAX)
-			continue;
-		r->reason = DEDUPFS_REPEATED;
-		r->block = 0;
-	}
-	up_read(&w->pool->sem);
-}
-
 static bool witness_stands(const struct dedupfs_witness *x)
 {
 	return READ_ONCE(x->map->baseline) == x->baseline && dedupfs_map_valid(x->map);
@@ -145,7 +103,7 @@ static void choose_witnesses(struct dedupfs_window *w, const struct dedupfs_rang
 /* Does the witness's file still map the blocks?  (Rule 6, on btrfs.) */
 static bool witness_holds(struct dedupfs_window *w, struct dedupfs_witness *x)
 {
-	return dedupfs_still_maps(x->map->lower, &x->r, 0, w->phys) && witness_stands(x);
+	return dedupfs_still_maps(x->map->lower, &x->r, 0, w->phys) > 0 && witness_stands(x);
 }
 
 static void forget_witness(const struct dedupfs_witness *x)
@@ -171,7 +129,6 @@ void dedupfs_find_witnesses(struct dedupfs_window *w)
 	struct dedupfs_range part;
 	unsigned int i, kept = 0;
 	pgoff_t pos;
-	int busy;
 
 	down_read(&w->pool->sem);
 	for (i = 0; i < w->nr_ranges; i++) {
@@ -186,14 +143,14 @@ void dedupfs_find_witnesses(struct dedupfs_window *w)
 
 	for (i = 0; i < w->nr_witnesses; i++) {
 		/* It is another's file, which he may keep locked for as long as he likes. */
-		busy = dedupfs_wait_for_writer(w->witness[i].map->lower, true);
-		if (!busy && witness_holds(w, &w->witness[i])) {
+		if (!dedupfs_wait_for_writer(w->witness[i].map->lower, true) &&
+		    witness_holds(w, &w->witness[i])) {
 			w->witness[kept++] = w->witness[i];
 			continue;
 		}
 		dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
 		/* It would be chosen again, before others that are right. */
-		if (!busy && !fatal_signal_pending(current))
+		if (!fatal_signal_pending(current))
 			forget_witness(&w->witness[i]);
 		dedupfs_map_put(w->witness[i].map);
 	}
@@ -363,6 +320,41 @@ static int drop_unproven(struct dedupfs_window *w, struct dedupfs_range *r)
 	return 0;
 }
 
+/*
+ * A page table that maps one page hundreds of times costs next to nothing, and
+ * the references to the page must not overflow; and who looks at all that is
+ * attached to a block must come to an end.
+ */
+#define REPEATS_MAX	4
+
+/*
+ * Cut @part where the file's attachments to its blocks become more or fewer.
+ * What has too many already is REPEATED.
+ */
+static void limit_repeats(struct dedupfs_map *map, struct dedupfs_range *part)
+{
+	u64 first = part->block, last = part->block + part->nr - 1;
+	struct dedupfs_extent *ext;
+	unsigned int n = 0;
+
+	for (ext = dedupfs_attached_first(map->pool, first, last); ext;
+	     ext = dedupfs_attached_next(ext, first, last)) {
+		if (ext->map != map)
+			continue;
+		if (ext->block > first) {
+			last = min(last, ext->block - 1);
+			continue;
+		}
+		last = min(last, dedupfs_block_last(ext));
+		n++;
+	}
+	part->nr = last - first + 1;
+	if (n >= REPEATS_MAX) {
+		part->reason = DEDUPFS_REPEATED;
+		part->block = 0;
+	}
+}
+
 /* Put a range into the map where nothing is known yet; known parts stay. */
 static int insert_range(struct dedupfs_window *w, const struct dedupfs_range *r)
 {
@@ -380,12 +372,14 @@ static int insert_range(struct dedupfs_window *w, const struct dedupfs_range *r)
 		part = *r;
 		part.index = pos;
 		part.nr = (ext ? min(ext->index, end) : end) - pos;
-		if (r->reason == DEDUPFS_POOLED)
+		if (r->reason == DEDUPFS_POOLED) {
 			part.block += pos - r->index;
+			limit_repeats(w->map, &part);
+		}
 		node = ext ? rb_prev(&ext->file_node) : rb_last(&w->map->extents);
 		prev = node ? rb_entry(node, struct dedupfs_extent, file_node) : NULL;
-		if (prev && prev->index + prev->nr == pos && prev->reason == r->reason &&
-		    (r->reason != DEDUPFS_POOLED || prev->block + prev->nr == part.block))
+		if (prev && prev->index + prev->nr == pos && prev->reason == part.reason &&
+		    (part.reason != DEDUPFS_POOLED || prev->block + prev->nr == part.block))
 			dedupfs_extent_resize(w->map, prev, prev->index, prev->nr + part.nr);
 		else if (!dedupfs_extent_add(w->map, &part))
 			return -ENOMEM;
@@ -413,9 +407,11 @@ static bool agrees(struct dedupfs_window *w)
 			pos = max(pos, ext->index);
 			if (!dedupfs_map_lookup(w->map, pos, &now))
 				break;
-			if (now.reason != r->reason ||
-			    (r->reason == DEDUPFS_POOLED &&
-			     now.block != r->block + (pos - r->index)))
+			/* (A REPEATED one says nothing of where it is.) */
+			if ((now.reason != r->reason ||
+			     (r->reason == DEDUPFS_POOLED &&
+			      now.block != r->block + (pos - r->index))) &&
+			    (now.reason != DEDUPFS_REPEATED || r->reason != DEDUPFS_POOLED))
 				return false;
 			pos += now.nr;
 		}

@@ -41,7 +41,7 @@ static struct dedupfs_map *map_new(struct dedupfs_pool *pool, struct inode *lowe
 {
 	struct dedupfs_map *map;
 
-	/* As in dedupfs_extent_add(). */
+	/* A loop device for swap may lie on the mount. */
 	map = kzalloc(sizeof(*map), GFP_NOIO);
 	if (!map)
 		return NULL;
@@ -191,8 +191,9 @@ static bool map_has_pages(struct dedupfs_map *map)
 }
 
 /* No matter how many pages of these are used, memory that is short comes before. */
-#define HOT_EXTENTS	16
+#define HOT_EXTENTS	8
 #define HOT_IDLE_MAX	4096
+#define IDLE_MAX	65536
 
 /*
  * An idle map holds the lower inode, whose memory no reclaim gets at: neither
@@ -206,7 +207,7 @@ static bool worth_keeping(struct dedupfs_map *map)
 	unsigned int n = 0;
 
 	if (!(current->flags & PF_MEMALLOC))
-		return map_has_pages(map);
+		return map->pool->nr_idle < IDLE_MAX && map_has_pages(map);
 	if (map->pool->nr_idle >= HOT_IDLE_MAX)
 		return false;
 	for (node = rb_first(&map->extents); node && n < HOT_EXTENTS; node = rb_next(node)) {
@@ -298,9 +299,9 @@ static bool subvolume_is_gone(struct inode *lower)
 }
 
 /* Look at some of the next @todo maps.  Return: true if there are more. */
-static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned int *todo, bool *left)
+static bool reap_some(struct dedupfs_pool *pool, bool all, bool ask_now, unsigned int *todo,
+		      bool *left)
 {
-	bool subvolumes = pool->lower_sb->s_magic == BTRFS_SUPER_MAGIC;
 	struct dedupfs_map *dead[REAP_BATCH], *ask[REAP_BATCH], *map;
 	unsigned int n = 0, asked = 0, looked = 0, i;
 
@@ -318,7 +319,7 @@ static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned int *todo, b
 		if (!all && map->lower->i_nlink && !map->gone && dedupfs_map_valid(map) &&
 		    map_has_pages(map)) {
 			*left = true;
-			if (subvolumes && hlist_empty(&map->lower->i_dentry)) {
+			if (ask_now && hlist_empty(&map->lower->i_dentry)) {
 				refcount_inc(&map->ref);
 				ask[asked++] = map;
 			}
@@ -351,9 +352,14 @@ static bool reap_some(struct dedupfs_pool *pool, bool all, unsigned int *todo, b
 void dedupfs_maps_reap(struct dedupfs_pool *pool)
 {
 	unsigned int todo = atomic_read(&pool->maps.nelems);
-	bool left = false;
+	bool left = false, ask_now = false;
 
-	while (reap_some(pool, false, &todo, &left))
+	/* Not each time that pages were evicted. */
+	if (pool->lower_sb->s_magic == BTRFS_SUPER_MAGIC && time_after_eq(jiffies, pool->ask_at)) {
+		ask_now = true;
+		pool->ask_at = jiffies + REAP_INTERVAL;
+	}
+	while (reap_some(pool, false, ask_now, &todo, &left))
 		cond_resched();
 	if (left)
 		queue_delayed_work(system_unbound_wq, &pool->reaper, REAP_INTERVAL);
@@ -365,7 +371,7 @@ void dedupfs_maps_destroy(struct dedupfs_pool *pool)
 	unsigned int todo = atomic_read(&pool->maps.nelems);
 	bool left;
 
-	while (reap_some(pool, true, &todo, &left))
+	while (reap_some(pool, true, false, &todo, &left))
 		cond_resched();
 	WARN_ON_ONCE(!list_empty(&pool->map_list));
 	rhashtable_destroy(&pool->maps);

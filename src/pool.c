@@ -322,6 +322,7 @@ struct dedupfs_fill {
 	struct page *stock;
 	unsigned int stock_nr;
 	DECLARE_BITMAP(ready, DEDUPFS_FILL_MAX);
+	DECLARE_BITMAP(from_disk, DEDUPFS_FILL_MAX);
 	struct bio_vec *bvec;
 	struct page *pages[];
 };
@@ -438,6 +439,7 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 	struct dedupfs_fill *fill;
 	pgoff_t first, end;
 	unsigned int k, n;
+	bool written;
 
 	nr = min_t(pgoff_t, nr, DEDUPFS_FILL_MAX);
 	fill = kvzalloc(struct_size(fill, pages, nr) + nr * sizeof(*fill->bvec), GFP_KERNEL);
@@ -446,6 +448,12 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 	fill->pool = dedupfs_pool(inode);
 	fill->index = index;
 	fill->limited = limited;
+	/*
+	 * What btrfs could not write back is clean in the page cache, and with
+	 * compression there is not even an error; the block, which others
+	 * have, too, is the one from before.
+	 */
+	written = fill->pool->fiemap_sync && READ_ONCE(dedupfs_lower(inode)->dirtied_when);
 	fill->bvec = (struct bio_vec *)&fill->pages[nr];
 
 	for (k = 0; k < nr_ranges; k++) {
@@ -457,6 +465,8 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 			continue;
 		n = claim_blocks(fill, first - index, r[k].block + (first - r[k].index),
 				 end - first);
+		if (r[k].shared && written)
+			bitmap_set(fill->from_disk, first - index, n);
 		fill->nr = first - index + n;
 		if (n < end - first)
 			break;
@@ -591,7 +601,7 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 	for (i = 0; i < fill->nr && mapping->nrpages; i++) {
 		index = fill->index + i;
 		valid = dedupfs_valid_bytes(size, index);
-		if (!fill->pages[i] || !valid)
+		if (!fill->pages[i] || !valid || test_bit(i, fill->from_disk))
 			continue;
 		folio = filemap_get_folio(mapping, index);
 		if (IS_ERR(folio))
@@ -896,6 +906,7 @@ static struct dedupfs_pool *pool_new(struct super_block *lower_sb, const char *d
 	init_rwsem(&pool->sem);
 	pool->attached = RB_ROOT_CACHED;
 	INIT_DELAYED_WORK(&pool->reaper, reap_work);
+	pool->ask_at = jiffies;
 	init_completion(&pool->kobj_gone);
 	if (domain) {
 		pool->domain = kstrdup(domain, GFP_KERNEL);

@@ -26,6 +26,7 @@ struct dedupfs_range {
 	u64 block;		/* physical, in pages; 0 where @reason >= 0 */
 	int reason;		/* DEDUPFS_POOLED, or why not */
 	unsigned int seq;	/* map->seq of the lookup that it comes from */
+	bool shared;		/* as FIEMAP told: somebody else has the block */
 };
 
 /* One extent as FIEMAP tells it, in bytes. */
@@ -108,15 +109,15 @@ bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr);
 
 /* Is there any published page in a range of blocks? */
-/* Looked at by dedupfs_pool_any_hot(), in reclaim. */
-#define DEDUPFS_HOT_MAX	256
-
-bool dedupfs_pool_any_hot(struct dedupfs_pool *pool, u64 block, u64 nr);
-
 static inline bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
 {
 	return dedupfs_pool_next(pool, block, block + nr) < block + nr;
 }
+
+/* Looked at by dedupfs_pool_any_hot(), in reclaim. */
+#define DEDUPFS_HOT_MAX	64
+
+bool dedupfs_pool_any_hot(struct dedupfs_pool *pool, u64 block, u64 nr);
 
 void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower);
 

@@ -18,6 +18,8 @@
 #include "extent.h"
 #include "trace.h"
 
+#define UNSTABLE_TIME	max(1, HZ / 20)
+
 /* How long who may not wait for long waits for a lock that others have. */
 #define WRITER_WAIT	max(1, HZ / 10)
 
@@ -106,7 +108,7 @@ static int classify(const struct dedupfs_window *w, const struct dedupfs_phys *p
 }
 
 static void push_range(struct dedupfs_range *r, unsigned int *n, pgoff_t index, pgoff_t end,
-		       u64 block, int reason)
+		       u64 block, int reason, bool shared)
 {
 	struct dedupfs_range *prev = *n ? &r[*n - 1] : NULL;
 
@@ -115,11 +117,12 @@ static void push_range(struct dedupfs_range *r, unsigned int *n, pgoff_t index, 
 	if (prev && prev->reason == reason &&
 	    (reason != DEDUPFS_POOLED || prev->block + prev->nr == block)) {
 		prev->nr += end - index;
+		prev->shared |= shared;
 		return;
 	}
 	r[(*n)++] = (struct dedupfs_range){
 		.index = index, .nr = end - index, .reason = reason,
-		.block = reason == DEDUPFS_POOLED ? block : 0,
+		.block = reason == DEDUPFS_POOLED ? block : 0, .shared = shared,
 	};
 }
 
@@ -155,17 +158,17 @@ static int resolve(struct dedupfs_window *w, pgoff_t nr, u32 flags, struct dedup
 		}
 		first = max(first, pos);
 		last = min(last, end);
-		push_range(r, &n, pos, min(first, end), 0, DEDUPFS_HOLE);
+		push_range(r, &n, pos, min(first, end), 0, DEDUPFS_HOLE, false);
 		push_range(r, &n, first, last,
 			   (p->physical >> PAGE_SHIFT) + (first - (p->logical >> PAGE_SHIFT)),
-			   reason);
+			   reason, p->flags & FIEMAP_EXTENT_SHARED);
 		pos = max(pos, last);
 		last = min(DIV_ROUND_UP_ULL(p->logical + p->length, PAGE_SIZE), end);
-		push_range(r, &n, pos, last, 0, DEDUPFS_UNALIGNED);
+		push_range(r, &n, pos, last, 0, DEDUPFS_UNALIGNED, false);
 		pos = max(pos, last);
 	}
 	if (whole) {
-		push_range(r, &n, pos, end, 0, DEDUPFS_HOLE);
+		push_range(r, &n, pos, end, 0, DEDUPFS_HOLE, false);
 		pos = end;
 	}
 	*got = pos - w->index;
@@ -178,7 +181,8 @@ static void attach_unresolved(struct dedupfs_window *w, pgoff_t nr)
 	w->nr = nr;
 	w->nr_witnesses = 0;
 	w->nr_ranges = 0;
-	push_range(w->ranges, &w->nr_ranges, w->index, w->index + nr, 0, DEDUPFS_UNRESOLVED);
+	push_range(w->ranges, &w->nr_ranges, w->index, w->index + nr, 0, DEDUPFS_UNRESOLVED,
+		   false);
 	while (dedupfs_attach(w, NULL) == -ENOSPC)
 		;
 }
@@ -219,8 +223,7 @@ static bool same_ranges(const struct dedupfs_window *w)
 		const struct dedupfs_range *a = &w->ranges[i], *b = &w->again[j];
 		pgoff_t end = min(a->index + a->nr, b->index + b->nr);
 
-		if (a->reason != b->reason &&
-		    (a->reason != DEDUPFS_REPEATED || b->reason != DEDUPFS_POOLED))
+		if (a->reason != b->reason)
 			return false;
 		if (a->reason == DEDUPFS_POOLED &&
 		    a->block + (pos - a->index) != b->block + (pos - b->index))
@@ -332,13 +335,15 @@ static bool write_back_is_failing(const struct dedupfs_window *w)
 	struct address_space *mapping = w->di->lower->i_mapping;
 	XA_STATE(xas, &mapping->i_pages,
 		 w->index - min_t(pgoff_t, w->index, WRITE_BACK_PAGES));
+	unsigned long index = w->index, last = index + w->nr - 1;
 	struct folio *folio;
 	bool locked = false;
 
-	if (!w->pool->fiemap_sync || !mapping->nrpages)
+	/* What there is none of here has no other content than the disk's. */
+	if (!w->pool->fiemap_sync || !xa_find(&mapping->i_pages, &index, last, XA_PRESENT))
 		return false;
 	rcu_read_lock();
-	xas_for_each(&xas, folio, w->index + w->nr - 1) {
+	xas_for_each(&xas, folio, last) {
 		if (xas_retry(&xas, folio) || xa_is_value(folio))
 			continue;
 		locked = folio_test_locked(folio) && folio_test_uptodate(folio);
@@ -370,7 +375,7 @@ static int resolve_from_map(struct dedupfs_window *w, pgoff_t nr)
 		if (n == ARRAY_SIZE(w->ranges) || !dedupfs_map_lookup(w->map, pos, &r) ||
 		    r.reason != DEDUPFS_POOLED)
 			return 0;
-		push_range(w->ranges, &n, pos, min(r.index + r.nr, end), r.block, r.reason);
+		push_range(w->ranges, &n, pos, min(r.index + r.nr, end), r.block, r.reason, true);
 	}
 	return n;
 }
@@ -400,7 +405,6 @@ static int resolve_window(struct dedupfs_window *w, pgoff_t nr)
 	w->nr = got;
 	if (flags)
 		settle(w);
-	dedupfs_limit_repeats(w);
 	return 0;
 }
 
@@ -448,6 +452,10 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	/* Whoever holds none now has to ask page_mkwrite for it, and is seen to change. */
 	if (held_below(w))
 		return DEDUPFS_UNSTABLE;
+	if (write_back_is_failing(w)) {
+		dedupfs_unstable_for(w->di, UNSTABLE_TIME);
+		return DEDUPFS_UNSTABLE;
+	}
 	/*
 	 * A fill that waited for a writer of this file would keep the readers
 	 * of others waiting for the blocks that it has claimed.
@@ -505,8 +513,6 @@ void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time)
 	if (map)
 		WRITE_ONCE(map->unstable_until, jiffies + time);
 }
-
-#define UNSTABLE_TIME	max(1, HZ / 20)
 
 static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 {
@@ -610,7 +616,7 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limite
  * Is anything of the file poolable, or is it too fragmented to tell cheaply?
  * The window is then where something is, with its ranges, or has none.
  */
-static bool any_poolable(struct dedupfs_window *w, pgoff_t pages)
+static int any_poolable(struct dedupfs_window *w, pgoff_t pages)
 {
 	pgoff_t nr = DEDUPFS_RESOLVE_PAGES, got;
 	unsigned int seen = 0;
@@ -621,21 +627,23 @@ static bool any_poolable(struct dedupfs_window *w, pgoff_t pages)
 		/* Count mode looks at all of the window: widen it with care. */
 		nr = min(nr, pages - w->index);
 		n = resolve(w, nr, 0, w->ranges, &got);
+		if (n == -EAGAIN || n == -EINTR)
+			return n;
 		if (n < 0 || !got)
-			return false;
+			return 0;
 		for (i = 0; i < n; i++)
 			if (w->ranges[i].reason == DEDUPFS_POOLED) {
 				w->nr_ranges = n;
 				w->nr = got;
-				return true;
+				return 1;
 			}
 		seen += n;
 		if (seen > DECIDE_EXTENTS)
-			return true;
+			return 1;
 		if (got == nr && n < 8)
 			nr *= 4;
 	}
-	return false;
+	return 0;
 }
 
 /*
@@ -654,7 +662,6 @@ static void attach_found(struct dedupfs_window *w, u64 counter)
 	    down_read_killable(&w->map->fill_sem))
 		return;
 	w->baseline = READ_ONCE(w->map->baseline);
-	dedupfs_limit_repeats(w);
 	if (w->baseline == counter && !held_below(w))
 		while (dedupfs_attach(w, NULL) == -ENOSPC)
 			;
@@ -688,6 +695,7 @@ void dedupfs_decide(struct inode *inode)
 	bool plain = dedupfs_is_plain(di), pooled;
 	struct dedupfs_window *w;
 	u64 counter;
+	int err;
 
 	if (plain && time_before(jiffies, READ_ONCE(di->plain_until)))
 		return;
@@ -708,19 +716,20 @@ void dedupfs_decide(struct inode *inode)
 		w = window_new(inode);
 		if (!w)
 			return;
-		pooled = any_poolable(w, DIV_ROUND_UP(size, PAGE_SIZE));
+		err = any_poolable(w, DIV_ROUND_UP(size, PAGE_SIZE));
+		pooled = err > 0;
 		if (pooled)
 			attach_found(w, counter);
 		window_free(w);
+		/* Who is killed, or did not get the lock, did not learn anything. */
+		if (err < 0)
+			return;
 	}
 	if (pooled) {
 		WRITE_ONCE(di->shared_at, counter);
 		WRITE_ONCE(di->plain_at, DEDUPFS_UNARMED);
 		return;
 	}
-	/* Who is killed did not learn anything. */
-	if (fatal_signal_pending(current))
-		return;
 	WRITE_ONCE(di->plain_until, jiffies + PLAIN_TIME);
 	WRITE_ONCE(di->plain_at, counter);
 	if (!plain)

@@ -181,7 +181,7 @@ static void aio_put(struct aio *aio)
 }
 
 /* @res: what the lower filesystem returned in the end. */
-static void aio_end(struct aio *aio, long res)
+static void aio_end(struct aio *aio, long res, bool may_wait)
 {
 	struct kiocb *orig = aio->orig;
 	struct inode *inode = file_inode(orig->ki_filp);
@@ -194,6 +194,9 @@ static void aio_end(struct aio *aio, long res)
 			announce_from(inode, aio->iocb.ki_pos - res, &aio->start);
 		dedupfs_change_end(inode, aio->start, aio->last);
 		dedupfs_copy_attr(inode);
+	} else if (may_wait) {
+		/* As after any other read. */
+		dedupfs_look_for_changes(DEDUPFS_I(inode));
 	}
 	orig->ki_pos = aio->iocb.ki_pos;
 }
@@ -204,7 +207,7 @@ static void aio_work(struct work_struct *work)
 	struct kiocb *orig = aio->orig;
 	long res = aio->res;
 
-	aio_end(aio, res);
+	aio_end(aio, res, true);
 	aio_put(aio);
 	orig->ki_complete(orig, res);
 }
@@ -215,7 +218,8 @@ static void aio_complete(struct kiocb *iocb, long res)
 	struct aio *aio = container_of(iocb, struct aio, iocb);
 
 	aio->res = res;
-	if (aio->write) {
+	if (aio->write ||
+	    dedupfs_may_be_stale(dedupfs_map_of(DEDUPFS_I(file_inode(aio->orig->ki_filp))))) {
 		queue_work(aio_wq, &aio->work);
 		return;
 	}
@@ -261,7 +265,7 @@ static ssize_t submit_aio(struct aio *aio, struct kiocb *iocb, struct iov_iter *
 		ret = lower->f_op->read_iter(&aio->iocb, iter);
 	}
 	if (ret != -EIOCBQUEUED) {
-		aio_end(aio, ret);
+		aio_end(aio, ret, !(iocb->ki_flags & IOCB_NOWAIT));
 		aio_put(aio);
 	}
 	aio_put(aio);

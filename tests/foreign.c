@@ -668,15 +668,6 @@ static int know_and_let_go(struct __test_metadata *_metadata, size_t size, char 
 	return fd;
 }
 
-/*
- * btrfs moves a file without a word: the counter stays, the old blocks go to
- * another file.  Who was attached to them, without a page, must not get the
- * other's.
- *
- * Any access to a page that the pool does not have finds out about the move:
- * so nobody looks at the file from the move until its blocks hold the other's
- * pages, and then at those first.
- */
 FIXTURE(full) {
 	int unused;
 };
@@ -695,6 +686,15 @@ FIXTURE_TEARDOWN(full)
 	unlink(low("filler"));
 }
 
+/*
+ * btrfs moves a file without a word: the counter stays, the old blocks go to
+ * another file.  Who was attached to them, without a page, must not get the
+ * other's.
+ *
+ * Any access to a page that the pool does not have finds out about the move:
+ * so nobody looks at the file from the move until its blocks hold the other's
+ * pages, and then at those first.
+ */
 TEST_F(full, moved_in_silence)
 {
 	const size_t size = 256 * PAGE;

@@ -199,8 +199,8 @@ TEST(a_cgroup_with_a_limit)
 
 /* --- many small files ---------------------------------------------------------- */
 
-#define SMALL_FILES	(8000 / TIME_FACTOR)
-#define SMALL_MAX	(6 * MiB / TIME_FACTOR)
+#define SMALL_FILES	8000
+#define SMALL_MAX	(6 * MiB)
 
 static void read_small_files(void)
 {
@@ -231,6 +231,8 @@ TEST(many_small_files_in_a_cgroup)
 	if (access(CGROUPS "/cgroup.controllers", F_OK) ||
 	    write_text(CGROUPS "/cgroup.subtree_control", "+memory"))
 		SKIP(return, "no memory controller of cgroup v2");
+	if (TIME_FACTOR > 1)
+		SKIP(return, "too much for a kernel with all checks");
 	make_file(low("all"), SMALL_FILES * PAGE, 1);
 	ASSERT_EQ(0, mkdir(low("small"), 0755));
 	r.src_fd = open(low("all"), O_RDONLY);
@@ -259,9 +261,12 @@ TEST(many_small_files_in_a_cgroup)
 		if (dut)
 			break;
 	}
-	EXPECT_EQ(0, status[0]);
-	EXPECT_EQ(0, status[1]);
-	EXPECT_EQ(killed[0], killed[1]);
+	/* (XFS frees inodes in its own time, and may be too late itself.) */
+	EXPECT_GE(killed[0], killed[1]);
+	if (!killed[0])
+		EXPECT_EQ(0, status[0]);
+	if (!killed[1])
+		EXPECT_EQ(0, status[1]);
 	rm_rf(low("small"));
 	unlink(low("all"));
 }

@@ -70,23 +70,33 @@ static const char *in(const char *name)
 	return path_of("%s/%s", at, name);
 }
 
+/* Who has filled more evicts that much, and may have to wait for a processor. */
+static bool comes_below(long pages)
+{
+	int tries;
+
+	for (tries = 0; tries < 500 && pool_in(pool_dir, "pages") > pages; tries++)
+		usleep(10000);
+	return pool_in(pool_dir, "pages") <= pages;
+}
+
 TEST_F(limited, reads_and_mappings_stay_below)
 {
 	char *p;
 	size_t off;
 
 	EXPECT_EQ(-1, differs_from(in("a"), self->want, SIZE));
-	EXPECT_GE(1024, pool_in(pool_dir, "pages"));
+	EXPECT_TRUE(comes_below(1024));
 	EXPECT_LT(512, pool_in(pool_dir, "pages"));
 	EXPECT_EQ(-1, differs_from(in("b"), self->want, SIZE));
-	EXPECT_GE(1024, pool_in(pool_dir, "pages"));
+	EXPECT_TRUE(comes_below(1024));
 	EXPECT_LT(0, pool_in(pool_dir, "evictions"));
 
 	p = map_file(in("b"), SIZE, PROT_READ, MAP_PRIVATE);
 	ASSERT_NE(MAP_FAILED, p);
 	for (off = 0; off < SIZE; off += MiB) {
 		EXPECT_EQ(0, memcmp(p + off, self->want + off, MiB));
-		EXPECT_GE(1024, pool_in(pool_dir, "pages"));
+		EXPECT_TRUE(comes_below(1024));
 	}
 	EXPECT_EQ(0, memcmp(p, self->want, SIZE));
 }
@@ -99,10 +109,10 @@ TEST_F(limited, remount_changes_it)
 	EXPECT_EQ(limit * 4, pool_in(pool_dir, "limit"));
 	EXPECT_EQ(-1, differs_from(in("a"), self->want, SIZE));
 	EXPECT_LT(1024, pool_in(pool_dir, "pages"));
-	EXPECT_GE(4096, pool_in(pool_dir, "pages"));
+	EXPECT_TRUE(comes_below(4096));
 	ASSERT_EQ(0, mount(NULL, at, NULL, MS_REMOUNT, "pool_limit=2m"));
 	EXPECT_EQ(-1, differs_from(in("b"), self->want, SIZE));
-	EXPECT_GE(512, pool_in(pool_dir, "pages"));
+	EXPECT_TRUE(comes_below(512));
 	ASSERT_EQ(0, mount(NULL, at, NULL, MS_REMOUNT, "pool_limit=1%"));
 	/* Pages or bytes: one per cent of RAM, as 16m was. */
 	EXPECT_LE(meminfo("MemTotal") / 100 * (limit * 4) / (16 * (long)MiB) * 9 / 10,
