@@ -75,6 +75,14 @@ static void choose_witnesses(struct dedupfs_window *w, const struct dedupfs_rang
 	struct dedupfs_witness *x;
 
 	while (block < end && w->nr_witnesses < ARRAY_SIZE(w->witness)) {
+		/* A file may have a block more than once. */
+		for (x = w->witness; x < w->witness + w->nr_witnesses; x++)
+			if (x->r.block <= block && block - x->r.block < x->r.nr)
+				break;
+		if (x < w->witness + w->nr_witnesses) {
+			block = x->r.block + x->r.nr;
+			continue;
+		}
 		best = NULL;
 		for (ext = dedupfs_attached_first(w->pool, block, end - 1); ext;
 		     ext = dedupfs_attached_next(ext, block, end - 1)) {
@@ -128,6 +136,7 @@ void dedupfs_find_witnesses(struct dedupfs_window *w)
 {
 	struct dedupfs_range part;
 	unsigned int i, kept = 0;
+	struct dedupfs_map *busy = NULL;
 	pgoff_t pos;
 
 	down_read(&w->pool->sem);
@@ -143,8 +152,10 @@ void dedupfs_find_witnesses(struct dedupfs_window *w)
 
 	for (i = 0; i < w->nr_witnesses; i++) {
 		/* It is another's file, which he may keep locked for as long as he likes. */
-		if (!dedupfs_wait_for_writer(w->witness[i].map->lower, true) &&
-		    witness_holds(w, &w->witness[i])) {
+		if (w->witness[i].map != busy &&
+		    dedupfs_wait_for_writer(w->witness[i].map->lower, true))
+			busy = w->witness[i].map;
+		if (w->witness[i].map != busy && witness_holds(w, &w->witness[i])) {
 			w->witness[kept++] = w->witness[i];
 			continue;
 		}
@@ -358,7 +369,7 @@ static void limit_repeats(struct dedupfs_map *map, struct dedupfs_range *part)
 /* Put a range into the map where nothing is known yet; known parts stay. */
 static int insert_range(struct dedupfs_window *w, const struct dedupfs_range *r)
 {
-	pgoff_t pos = r->index, end = r->index + r->nr;
+	pgoff_t pos = r->index, end = r->index + r->nr, known, last;
 	struct dedupfs_extent *ext, *prev;
 	struct dedupfs_range part;
 	struct rb_node *node;
@@ -366,7 +377,14 @@ static int insert_range(struct dedupfs_window *w, const struct dedupfs_range *r)
 	while (pos < end) {
 		ext = dedupfs_extent_at_or_after(w->map, pos);
 		if (ext && ext->index <= pos) {
-			pos = ext->index + ext->nr;
+			known = min(end, ext->index + ext->nr);
+			if (ext->reason == DEDUPFS_REPEATED && r->reason == DEDUPFS_POOLED) {
+				/* Its pages may be in the fill, and need somebody who has them. */
+				last = known - 1;
+				dedupfs_detach_extents(w->map, pos, &last);
+				continue;
+			}
+			pos = known;
 			continue;
 		}
 		part = *r;
@@ -438,6 +456,20 @@ static bool still_true(struct dedupfs_window *w)
 	return clean && !dedupfs_lower_failed(lower);
 }
 
+/* Rule 1: is all that the fill publishes covered? */
+static bool all_covered(struct dedupfs_pool *pool, struct dedupfs_fill *fill)
+{
+	u64 block, nr, next;
+	unsigned int pos = 0;
+
+	while (dedupfs_fill_next_range(fill, &block, &nr, &pos)) {
+		for (; nr; nr -= min(nr, next - block), block = next)
+			if (!dedupfs_covered(pool, block, &next))
+				return false;
+	}
+	return true;
+}
+
 /**
  * dedupfs_attach - attach a window's ranges and publish what was filled
  * @w:		window, resolved (again, after a fill)
@@ -500,6 +532,8 @@ int dedupfs_attach(struct dedupfs_window *w, struct dedupfs_fill *fill)
 			trace_dedupfs_attach(w->di->lower, w->ranges[i].index, w->ranges[i].nr,
 					     w->ranges[i].block, fill);
 	}
+	if (!err && fill && WARN_ON_ONCE(!all_covered(w->pool, fill)))
+		err = -ESTALE;
 	if (err) {
 		dedupfs_detach_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
 		goto out;

@@ -322,7 +322,6 @@ struct dedupfs_fill {
 	struct page *stock;
 	unsigned int stock_nr;
 	DECLARE_BITMAP(ready, DEDUPFS_FILL_MAX);
-	DECLARE_BITMAP(from_disk, DEDUPFS_FILL_MAX);
 	struct bio_vec *bvec;
 	struct page *pages[];
 };
@@ -439,7 +438,6 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 	struct dedupfs_fill *fill;
 	pgoff_t first, end;
 	unsigned int k, n;
-	bool written;
 
 	nr = min_t(pgoff_t, nr, DEDUPFS_FILL_MAX);
 	fill = kvzalloc(struct_size(fill, pages, nr) + nr * sizeof(*fill->bvec), GFP_KERNEL);
@@ -448,12 +446,6 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 	fill->pool = dedupfs_pool(inode);
 	fill->index = index;
 	fill->limited = limited;
-	/*
-	 * What btrfs could not write back is clean in the page cache, and with
-	 * compression there is not even an error; the block, which others
-	 * have, too, is the one from before.
-	 */
-	written = fill->pool->fiemap_sync && READ_ONCE(dedupfs_lower(inode)->dirtied_when);
 	fill->bvec = (struct bio_vec *)&fill->pages[nr];
 
 	for (k = 0; k < nr_ranges; k++) {
@@ -465,8 +457,6 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 			continue;
 		n = claim_blocks(fill, first - index, r[k].block + (first - r[k].index),
 				 end - first);
-		if (r[k].shared && written)
-			bitmap_set(fill->from_disk, first - index, n);
 		fill->nr = first - index + n;
 		if (n < end - first)
 			break;
@@ -593,6 +583,12 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 	unsigned int i, valid;
 
 	/*
+	 * What btrfs could not write back is clean all the same, where it has
+	 * compressed files without an error; its block is the one from before.
+	 */
+	if (fill->pool->fiemap_sync && READ_ONCE(mapping->host->dirtied_when))
+		return;
+	/*
 	 * Who takes pages out of it may have zeroed a part of them, and moves
 	 * no counter where it is a dedupe of what has been deduplicated.
 	 */
@@ -601,7 +597,7 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 	for (i = 0; i < fill->nr && mapping->nrpages; i++) {
 		index = fill->index + i;
 		valid = dedupfs_valid_bytes(size, index);
-		if (!fill->pages[i] || !valid || test_bit(i, fill->from_disk))
+		if (!fill->pages[i] || !valid)
 			continue;
 		folio = filemap_get_folio(mapping, index);
 		if (IS_ERR(folio))

@@ -26,7 +26,6 @@ struct dedupfs_range {
 	u64 block;		/* physical, in pages; 0 where @reason >= 0 */
 	int reason;		/* DEDUPFS_POOLED, or why not */
 	unsigned int seq;	/* map->seq of the lookup that it comes from */
-	bool shared;		/* as FIEMAP told: somebody else has the block */
 };
 
 /* One extent as FIEMAP tells it, in bytes. */

@@ -108,7 +108,7 @@ static int classify(const struct dedupfs_window *w, const struct dedupfs_phys *p
 }
 
 static void push_range(struct dedupfs_range *r, unsigned int *n, pgoff_t index, pgoff_t end,
-		       u64 block, int reason, bool shared)
+		       u64 block, int reason)
 {
 	struct dedupfs_range *prev = *n ? &r[*n - 1] : NULL;
 
@@ -117,12 +117,11 @@ static void push_range(struct dedupfs_range *r, unsigned int *n, pgoff_t index, 
 	if (prev && prev->reason == reason &&
 	    (reason != DEDUPFS_POOLED || prev->block + prev->nr == block)) {
 		prev->nr += end - index;
-		prev->shared |= shared;
 		return;
 	}
 	r[(*n)++] = (struct dedupfs_range){
 		.index = index, .nr = end - index, .reason = reason,
-		.block = reason == DEDUPFS_POOLED ? block : 0, .shared = shared,
+		.block = reason == DEDUPFS_POOLED ? block : 0,
 	};
 }
 
@@ -158,17 +157,17 @@ static int resolve(struct dedupfs_window *w, pgoff_t nr, u32 flags, struct dedup
 		}
 		first = max(first, pos);
 		last = min(last, end);
-		push_range(r, &n, pos, min(first, end), 0, DEDUPFS_HOLE, false);
+		push_range(r, &n, pos, min(first, end), 0, DEDUPFS_HOLE);
 		push_range(r, &n, first, last,
 			   (p->physical >> PAGE_SHIFT) + (first - (p->logical >> PAGE_SHIFT)),
-			   reason, p->flags & FIEMAP_EXTENT_SHARED);
+			   reason);
 		pos = max(pos, last);
 		last = min(DIV_ROUND_UP_ULL(p->logical + p->length, PAGE_SIZE), end);
-		push_range(r, &n, pos, last, 0, DEDUPFS_UNALIGNED, false);
+		push_range(r, &n, pos, last, 0, DEDUPFS_UNALIGNED);
 		pos = max(pos, last);
 	}
 	if (whole) {
-		push_range(r, &n, pos, end, 0, DEDUPFS_HOLE, false);
+		push_range(r, &n, pos, end, 0, DEDUPFS_HOLE);
 		pos = end;
 	}
 	*got = pos - w->index;
@@ -181,8 +180,7 @@ static void attach_unresolved(struct dedupfs_window *w, pgoff_t nr)
 	w->nr = nr;
 	w->nr_witnesses = 0;
 	w->nr_ranges = 0;
-	push_range(w->ranges, &w->nr_ranges, w->index, w->index + nr, 0, DEDUPFS_UNRESOLVED,
-		   false);
+	push_range(w->ranges, &w->nr_ranges, w->index, w->index + nr, 0, DEDUPFS_UNRESOLVED);
 	while (dedupfs_attach(w, NULL) == -ENOSPC)
 		;
 }
@@ -194,22 +192,21 @@ static void attach_unresolved(struct dedupfs_window *w, pgoff_t nr)
 static void drop_lower_copies(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 {
 	struct address_space *mapping = w->di->lower->i_mapping;
-	pgoff_t first, end;
-	unsigned int i;
+	struct dedupfs_range r;
+	pgoff_t pos, end;
 
-	for (i = 0; i < w->nr_ranges && mapping->nrpages; i++) {
-		if (w->ranges[i].reason != DEDUPFS_POOLED)
-			continue;
-		first = max(w->ranges[i].index, index);
-		end = min(w->ranges[i].index + w->ranges[i].nr, index + nr);
-		if (first >= end ||
-		    !filemap_range_has_page(mapping, (loff_t)first << PAGE_SHIFT,
+	/* (Where a block is REPEATED the lower page cache goes on to serve it.) */
+	for (pos = index; pos < index + nr && mapping->nrpages; pos = end) {
+		if (!dedupfs_map_lookup(w->map, pos, &r))
+			break;
+		end = min(pos + r.nr, index + nr);
+		if (r.reason != DEDUPFS_POOLED ||
+		    !filemap_range_has_page(mapping, (loff_t)pos << PAGE_SHIFT,
 					    ((loff_t)end << PAGE_SHIFT) - 1))
 			continue;
 		if (mapping_mapped(mapping))
-			unmap_mapping_pages(mapping, first, end - first, false);
-		invalidate_mapping_pages(mapping, first - min_t(pgoff_t, first, DROP_BEFORE),
-					 end - 1);
+			unmap_mapping_pages(mapping, pos, end - pos, false);
+		invalidate_mapping_pages(mapping, pos - min_t(pgoff_t, pos, DROP_BEFORE), end - 1);
 	}
 }
 
@@ -339,8 +336,9 @@ static bool write_back_is_failing(const struct dedupfs_window *w)
 	struct folio *folio;
 	bool locked = false;
 
-	/* What there is none of here has no other content than the disk's. */
-	if (!w->pool->fiemap_sync || !xa_find(&mapping->i_pages, &index, last, XA_PRESENT))
+	/* What was never dirty, or of which there is nothing here, is as on the disk. */
+	if (!w->pool->fiemap_sync || !READ_ONCE(w->di->lower->dirtied_when) ||
+	    !xa_find(&mapping->i_pages, &index, last, XA_PRESENT))
 		return false;
 	rcu_read_lock();
 	xas_for_each(&xas, folio, last) {
@@ -375,7 +373,7 @@ static int resolve_from_map(struct dedupfs_window *w, pgoff_t nr)
 		if (n == ARRAY_SIZE(w->ranges) || !dedupfs_map_lookup(w->map, pos, &r) ||
 		    r.reason != DEDUPFS_POOLED)
 			return 0;
-		push_range(w->ranges, &n, pos, min(r.index + r.nr, end), r.block, r.reason, true);
+		push_range(w->ranges, &n, pos, min(r.index + r.nr, end), r.block, r.reason);
 	}
 	return n;
 }

@@ -68,7 +68,8 @@ TEST_F(pair, written_through_then_read)
 	EXPECT_EQ(0, fsync(fd));
 	EXPECT_EQ(-1, differs_from(up("c"), self->want, SIZE));
 	EXPECT_GE(103, COPIES());
-	EXPECT_GE(10, DISK_READ());
+	/* (What was written is read from disk once on btrfs.) */
+	EXPECT_GE(btrfs ? 110 : 10, DISK_READ());
 	close(fd);
 	unlink(up("c"));
 }
