@@ -374,7 +374,7 @@ static int insert_range(struct dedupfs_window *w, const struct dedupfs_range *r)
 	struct dedupfs_range part;
 	struct rb_node *node;
 
-	while (pos < end) {
+	for (; pos < end; cond_resched()) {
 		ext = dedupfs_extent_at_or_after(w->map, pos);
 		if (ext && ext->index <= pos) {
 			known = min(end, ext->index + ext->nr);

@@ -344,7 +344,7 @@ static bool write_back_is_failing(const struct dedupfs_window *w)
 	xas_for_each(&xas, folio, last) {
 		if (xas_retry(&xas, folio) || xa_is_value(folio))
 			continue;
-		locked = folio_test_locked(folio) && folio_test_uptodate(folio);
+		locked = folio_test_locked(folio);
 		if (locked)
 			break;
 	}

@@ -194,10 +194,10 @@ static void aio_end(struct aio *aio, long res, bool may_wait)
 			announce_from(inode, aio->iocb.ki_pos - res, &aio->start);
 		dedupfs_change_end(inode, aio->start, aio->last);
 		dedupfs_copy_attr(inode);
-	} else if (may_wait) {
-		/* As after any other read. */
-		dedupfs_look_for_changes(DEDUPFS_I(inode));
 	}
+	/* As after any other. */
+	if (may_wait)
+		dedupfs_look_for_changes(DEDUPFS_I(inode));
 	orig->ki_pos = aio->iocb.ki_pos;
 }
 
@@ -396,6 +396,9 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 		announce_from(inode, kiocb.ki_pos - ret, &start);
 	dedupfs_change_end(inode, start, last);
 	file_end_write(lower);
+	/* What was cut off below meanwhile can be inside of the file again. */
+	if (!(iocb->ki_flags & IOCB_NOWAIT))
+		dedupfs_look_for_changes(DEDUPFS_I(inode));
 	dedupfs_copy_attr(inode);
 	dedupfs_show_wb_err(inode->i_sb);
 	return ret;

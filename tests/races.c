@@ -343,15 +343,16 @@ TEST_F(clones, read_in_the_middle_of_a_write_below)
 }
 
 /*
- * An append that waits for its turn behind a truncation below comes to lie
- * where nobody expected it: it is seen by who has that mapped all the same.
+ * A write that waits for its turn behind a truncation below: an append comes to
+ * lie where nobody expected it, and behind any other there is a hole.  Both are
+ * seen by who has the place mapped all the same.
  */
-TEST_F(clones, append_overtaken_by_a_truncation_below)
+static void overtaken(struct __test_metadata *_metadata, bool append)
 {
 	const size_t end = PAGE + 100;
 	char *map = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED), data[50], page[PAGE] = "";
-	int fd = open(up("a"), O_WRONLY | O_APPEND), status;
-	pid_t cutter, appender;
+	int fd = open(up("a"), O_WRONLY | (append ? O_APPEND : 0)), status;
+	pid_t cutter, writer;
 
 	fill(data, sizeof(data), 8, 0);
 	touch(map, SIZE);
@@ -360,21 +361,33 @@ TEST_F(clones, append_overtaken_by_a_truncation_below)
 	if (!cutter)
 		_exit(truncate(low("a"), end) != 0);
 	usleep(500000);
-	appender = fork();
-	if (!appender)
-		_exit(write(fd, data, sizeof(data)) != sizeof(data));
+	writer = fork();
+	if (!writer)
+		_exit(pwrite(fd, data, sizeof(data), 100 * PAGE) != sizeof(data));
 	usleep(500000);
 	ASSERT_TRUE(let_it_go_on(page));
 	EXPECT_EQ(0, slow_end());
 	EXPECT_EQ(cutter, waitpid(cutter, &status, 0));
 	EXPECT_EQ(0, status);
-	EXPECT_EQ(appender, waitpid(appender, &status, 0));
+	EXPECT_EQ(writer, waitpid(writer, &status, 0));
 	EXPECT_EQ(0, status);
+	if (!append)
+		memset(data, 0, sizeof(data));
 	EXPECT_EQ(0, memcmp(map + end, data, sizeof(data))) TH_LOG("mapped");
 	munmap(map, SIZE);
 	EXPECT_EQ(hash_read(low("a"), MiB), hash_read(up("a"), MiB));
 	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
 	close(fd);
+}
+
+TEST_F(clones, append_overtaken_by_a_truncation_below)
+{
+	overtaken(_metadata, true);
+}
+
+TEST_F(clones, write_overtaken_by_a_truncation_below)
+{
+	overtaken(_metadata, false);
 }
 
 /* --- who keeps a clone of his own locked -------------------------------------- */
