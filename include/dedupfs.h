@@ -44,8 +44,10 @@
  *                         this map or another are detached and zapped
  *     lower inode i_rwsem (trylock for the baseline; shared inside FIEMAP
  *                          and direct reads of the lower filesystem, for a
- *                          moment before a FIEMAP and after a fill, and by
- *                          trylock for a copy from the lower page cache)
+ *                          moment before a FIEMAP and after a fill (that of
+ *                          another's file, and in a worker, by trylock for a
+ *                          bounded time), and by trylock for a copy from the
+ *                          lower page cache)
  *   pools_lock            (pool.c; mount and umount)
  *   pools_srcu            (pool.c, read: a change, where there are several pools,
  *                         with all from here on but page locks, and zap_mutex
@@ -68,8 +70,8 @@
  *   Nothing is taken inside dedupfs_sb.lock or a file's f_lock.
  *
  * pool->sem is never held while a lower i_rwsem, a page lock, fill_sem or
- * zap_mutex is waited for, and memory is allocated under it with GFP_NOIO
- * only, so that a fault, a shrinker inside a lower transaction and a lower
+ * zap_mutex is waited for, and memory is allocated under it with GFP_NOIO and
+ * __GFP_NORETRY only, so that a fault, a shrinker inside a lower transaction and a lower
  * writer that faults on an upper mapping can all take it or give up on it.
  */
 #ifndef DEDUPFS_H

@@ -267,7 +267,7 @@ int dedupfs_baseline(struct dedupfs_map *map)
 	struct inode *lower = map->lower;
 	pgoff_t last = ULONG_MAX;
 	bool carry = false, attached;
-	int reason = DEDUPFS_UNSTABLE, try;
+	int reason = DEDUPFS_UNSTABLE, carried, try;
 	u64 counter;
 
 	if (dedupfs_map_valid(map))
@@ -295,12 +295,12 @@ int dedupfs_baseline(struct dedupfs_map *map)
 	if (reason)
 		goto out;
 	if (carry) {
-		reason = carry_over(map, counter);
-		if (reason) {
-			/* Carried over; or the next one may be, who gets at the file. */
-			reason = reason > 0 ? 0 : reason == -EAGAIN ? DEDUPFS_UNSTABLE : reason;
+		carried = carry_over(map, counter);
+		/* Whoever gets at the file next may do so. */
+		if (carried < 0)
+			reason = carried == -EAGAIN ? DEDUPFS_UNSTABLE : carried;
+		if (carried)
 			goto out;
-		}
 	}
 
 	/* It becomes valid when nothing old is mapped any more. */

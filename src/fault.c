@@ -329,7 +329,7 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 		left = wait_for_completion_killable_timeout(&wait->done, FAULT_WAIT_DISK);
 	if (!left)
 		/* Perhaps this very task holds what the worker waits for. */
-		dedupfs_unstable_for(di, FAULT_WAIT);
+		dedupfs_unstable_for(dedupfs_map_of(di), FAULT_WAIT);
 	dedupfs_wait_put(wait);
 	note_try(di, page);
 	fput(file);

@@ -77,7 +77,7 @@ void dedupfs_map_put(struct dedupfs_map *map)
 	kfree_rcu(map, rcu);
 }
 
-/* No upper inode has the map.  pool->sem held for writing. */
+/* Has the map no upper inode?  pool->sem held for writing. */
 static void set_idle(struct dedupfs_map *map, bool idle)
 {
 	struct dedupfs_pool *pool = map->pool;
@@ -190,10 +190,11 @@ static bool map_has_pages(struct dedupfs_map *map)
 	return false;
 }
 
-/* No matter how many pages of these are used, memory that is short comes before. */
-#define HOT_EXTENTS	8
-#define HOT_IDLE_MAX	4096
+/* Idle maps of a pool: at most; and where memory is short, only with hot pages. */
 #define IDLE_MAX	65536
+#define HOT_IDLE_MAX	4096
+/* Extents that are looked at for hot pages, in reclaim. */
+#define HOT_EXTENTS	8
 
 /*
  * An idle map holds the lower inode, whose memory no reclaim gets at: neither

@@ -534,7 +534,7 @@ int dedupfs_wait_for_fill(struct dedupfs_map *map, u64 block)
 		return -EINTR;
 	if (left)
 		return 0;
-	WRITE_ONCE(map->unstable_until, jiffies + FILL_WAIT);
+	dedupfs_unstable_for(map, FILL_WAIT);
 	return -EAGAIN;
 }
 

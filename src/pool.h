@@ -72,8 +72,14 @@ bool dedupfs_foreign_mapping(struct dedupfs_map *map);
 void dedupfs_decide(struct inode *inode);
 int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limited);
 void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
-void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time);
 int dedupfs_wait_for_writer(struct inode *lower, bool other);
+
+/* There is no use in trying to resolve for some time, in jiffies.  @map: or NULL. */
+static inline void dedupfs_unstable_for(struct dedupfs_map *map, unsigned long time)
+{
+	if (map)
+		WRITE_ONCE(map->unstable_until, jiffies + time);
+}
 
 /* Has anybody but us the lower file open for writing? */
 static inline bool dedupfs_foreign_writers(struct dedupfs_map *map)

@@ -451,7 +451,7 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	if (held_below(w))
 		return DEDUPFS_UNSTABLE;
 	if (write_back_is_failing(w)) {
-		dedupfs_unstable_for(w->di, UNSTABLE_TIME);
+		dedupfs_unstable_for(w->map, UNSTABLE_TIME);
 		return DEDUPFS_UNSTABLE;
 	}
 	/*
@@ -503,15 +503,6 @@ unresolved:
 	return DEDUPFS_UNRESOLVED;
 }
 
-/** dedupfs_unstable_for - no use in trying to resolve for some time, in jiffies */
-void dedupfs_unstable_for(struct dedupfs_inode *di, unsigned long time)
-{
-	struct dedupfs_map *map = dedupfs_map_of(di);
-
-	if (map)
-		WRITE_ONCE(map->unstable_until, jiffies + time);
-}
-
 static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 {
 	struct dedupfs_inode *di = w->di;
@@ -529,7 +520,7 @@ static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 		return DEDUPFS_CHANGING;
 	err = dedupfs_baseline(w->map);
 	if (err > 0)
-		dedupfs_unstable_for(di, UNSTABLE_TIME);
+		dedupfs_unstable_for(w->map, UNSTABLE_TIME);
 	if (err)
 		return err;
 	if (down_read_killable(&w->map->fill_sem))

@@ -154,6 +154,22 @@ void dedupfs_truncate_end(struct inode *inode, loff_t start)
 	put_write_access(di->lower);
 }
 
+/*
+ * An append is announced from the end of the file on.  Where that came down
+ * before everybody could see that the file changes, and again where it came
+ * down before the lower filesystem had the lock for it, it begins at @pos.
+ */
+static void announce_from(struct inode *inode, loff_t pos, loff_t *start)
+{
+	struct dedupfs_map *map = DEDUPFS_I(inode)->map;
+
+	if (pos >= *start)
+		return;
+	dedupfs_note_change(map, pos >> PAGE_SHIFT, *start >> PAGE_SHIFT);
+	dedupfs_detach(map, pos >> PAGE_SHIFT, *start >> PAGE_SHIFT);
+	*start = pos;
+}
+
 /* Direct I/O that is finished later */
 
 struct aio {
@@ -169,8 +185,6 @@ struct aio {
 };
 
 static struct workqueue_struct *aio_wq;
-
-static void announce_from(struct inode *inode, loff_t pos, loff_t *start);
 
 static void aio_put(struct aio *aio)
 {
@@ -327,22 +341,6 @@ static void write_range(struct kiocb *iocb, struct iov_iter *iter, loff_t *start
 	*start = dedupfs_change_start(file_inode(iocb->ki_filp),
 				      append ? LLONG_MAX : iocb->ki_pos);
 	*last = append ? LLONG_MAX : iocb->ki_pos + iov_iter_count(iter) - 1;
-}
-
-/*
- * An append is announced from the end of the file on.  Where that came down
- * before everybody could see that the file changes, and again where it came
- * down before the lower filesystem had the lock for it, it begins at @pos.
- */
-static void announce_from(struct inode *inode, loff_t pos, loff_t *start)
-{
-	struct dedupfs_map *map = DEDUPFS_I(inode)->map;
-
-	if (pos >= *start)
-		return;
-	dedupfs_note_change(map, pos >> PAGE_SHIFT, *start >> PAGE_SHIFT);
-	dedupfs_detach(map, pos >> PAGE_SHIFT, *start >> PAGE_SHIFT);
-	*start = pos;
 }
 
 /**

@@ -686,6 +686,28 @@ static size_t run_on(const struct fiemap_extent *was, long n, const char *path, 
 	return 0;
 }
 
+/* Page frame number of a mapped page. */
+__maybe_unused static uint64_t frame_of(const char *page)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	uint64_t entry = 0;
+
+	touch(page, PAGE);
+	pread(fd, &entry, sizeof(entry), (uintptr_t)page / PAGE * sizeof(entry));
+	close(fd);
+	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
+/* What /proc/PID/stat says: 'S' sleeps, 'Z' is dead; 0: it is gone. */
+__maybe_unused static char process_state(pid_t pid)
+{
+	char text[512];
+
+	if (read_text(path_of("/proc/%d/stat", pid), text, sizeof(text)) <= 0)
+		return 0;
+	return strrchr(text, ')')[2];
+}
+
 /* Pages of the lower page cache that hold data of a file. */
 __maybe_unused static long cached_pages(const char *lower_path, size_t size)
 {

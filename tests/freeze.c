@@ -165,6 +165,19 @@ TEST_F(frozen, waits_for_splices_in_one_order)
 	ended(below, 1000);
 }
 
+#define ANOTHER "/run/frozen"
+
+/* Another mount of the same, frozen.  Return: its directory, or -1. */
+static int freeze_another(void)
+{
+	int dir;
+
+	if (mkdir(ANOTHER, 0755) || mount_on(lower_dir, ANOTHER, NULL))
+		return -1;
+	dir = open(ANOTHER, O_RDONLY);
+	return ioctl(dir, FIFREEZE, 0) ? -1 : dir;
+}
+
 /* Who is told that it is frozen can rely on it, whoever thaws it elsewhere. */
 TEST_F(frozen, by_two)
 {
@@ -173,10 +186,8 @@ TEST_F(frozen, by_two)
 
 	if (!have_pool)
 		SKIP(return, "no dedupfs to test");
-	ASSERT_EQ(0, mkdir("/run/frozen", 0755));
-	ASSERT_EQ(0, mount_on(lower_dir, "/run/frozen", NULL));
-	other = open("/run/frozen", O_RDONLY);
-	ASSERT_EQ(0, ioctl(other, FIFREEZE, 0));
+	other = freeze_another();
+	ASSERT_LE(0, other);
 	err = ioctl(self->dir, FIFREEZE, 0) ? errno : 0;
 	TH_LOG("the second: %s", strerror(err));
 	if (err)
@@ -189,8 +200,8 @@ TEST_F(frozen, by_two)
 		EXPECT_TRUE(ended(pid, 5000 * TIME_FACTOR));
 	}
 	close(other);
-	EXPECT_EQ(0, umount("/run/frozen"));
-	rmdir("/run/frozen");
+	EXPECT_EQ(0, umount(ANOTHER));
+	rmdir(ANOTHER);
 }
 
 /* The mount is gone, and with it who could thaw: an emergency thaw reaches it. */
@@ -201,17 +212,15 @@ TEST_F(frozen, and_unmounted)
 
 	if (!have_pool)
 		SKIP(return, "no dedupfs to test");
-	ASSERT_EQ(0, mkdir("/run/frozen", 0755));
-	ASSERT_EQ(0, mount_on(lower_dir, "/run/frozen", NULL));
-	dir = open("/run/frozen", O_RDONLY);
-	ASSERT_EQ(0, ioctl(dir, FIFREEZE, 0));
+	dir = freeze_another();
+	ASSERT_LE(0, dir);
 	close(dir);
-	ASSERT_EQ(0, umount("/run/frozen"));
+	ASSERT_EQ(0, umount(ANOTHER));
 	pid = writer(low("a"), false);
 	EXPECT_FALSE(ended(pid, 400)) TH_LOG("it wrote to a frozen filesystem");
 	ASSERT_EQ(0, write_text("/proc/sysrq-trigger", "j"));
 	EXPECT_TRUE(ended(pid, 5000 * TIME_FACTOR)) TH_LOG("it is frozen for good");
-	rmdir("/run/frozen");
+	rmdir(ANOTHER);
 }
 
 TEST_F(frozen, needs_privilege)

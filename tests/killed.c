@@ -462,14 +462,12 @@ static void warm_up(const char *name)
 /* Sleeping, where it is meant to be, or dead. */
 static bool settled(const struct actor *a)
 {
-	char text[512], *state;
+	char state;
 
 	if (!a->pid || a->where == THROUGH)
 		return true;
-	if (read_text(path_of("/proc/%d/stat", a->pid), text, sizeof(text)) <= 0)
-		return true;
-	state = strrchr(text, ')');
-	return strchr("Z", state[2]) || (strchr("DS", state[2]) && a->where == WAITING);
+	state = process_state(a->pid);
+	return !state || state == 'Z' || (strchr("DS", state) && a->where == WAITING);
 }
 
 static void until_they_wait(const struct actor *a)
@@ -840,7 +838,6 @@ TEST_F_TIMEOUT(storm, of_forks_and_kills, 90 * TIME_FACTOR)
 	uint64_t seed = number("SEED", time(NULL));
 	struct maps m;
 	int i, fd, tries;
-	size_t pss;
 
 	TH_LOG("SEED=%lu", seed);
 	rng = mix(seed);
@@ -883,8 +880,7 @@ TEST_F_TIMEOUT(storm, of_forks_and_kills, 90 * TIME_FACTOR)
 	EXPECT_EQ(size, smaps(getpid(), up("b"), "Rss"));
 	EXPECT_EQ(size, smaps(getpid(), up("c"), "Rss"));
 	/* What is in the pool is mapped by two. */
-	pss = smaps(getpid(), up("a"), "Pss") + smaps(getpid(), up("b"), "Pss");
-	EXPECT_LE(size, pss);
+	EXPECT_LE(size, smaps(getpid(), up("a"), "Pss") + smaps(getpid(), up("b"), "Pss"));
 	EXPECT_EQ(0, msync(m.own, size, MS_SYNC));
 	EXPECT_EQ(hash_map(up("c"), size, MAP_SHARED), hash_read(low("c"), size));
 	EXPECT_EQ(0, munmap(m.shared, size));

@@ -138,18 +138,13 @@ TEST(ofd_record_locks)
 
 static void until_it_sleeps(pid_t pid)
 {
-	char text[512], *state;
 	int tries;
 
-	for (tries = 0; tries < 1000; tries++) {
-		if (read_text(path_of("/proc/%d/stat", pid), text, sizeof(text)) <= 0)
-			die("process %d", pid);
-		state = strrchr(text, ')');
-		if (state[2] == 'S')
-			return;
+	for (tries = 0; process_state(pid) != 'S'; tries++) {
+		if (tries == 1000)
+			die("process %d does not wait", pid);
 		usleep(10000);
 	}
-	die("process %d does not wait", pid);
 }
 
 /* A lock that is waited for comes when it is given up; a cycle is refused. */

@@ -119,18 +119,6 @@ TEST_F(limited, remount_changes_it)
 		  pool_in(pool_dir, "limit"));
 }
 
-/* Page frame number of a mapped page. */
-static uint64_t frame_of(const char *page)
-{
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-	uint64_t entry = 0;
-
-	touch(page, PAGE);
-	pread(fd, &entry, sizeof(entry), (uintptr_t)page / PAGE * sizeof(entry));
-	close(fd);
-	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
-}
-
 static uint64_t frame_in(const char *path)
 {
 	char *p = map_file(path, SIZE, PROT_READ, MAP_SHARED);

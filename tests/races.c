@@ -52,6 +52,14 @@ static int slow_end(void)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+/* A process of any name. */
+static bool ended_well(pid_t pid)
+{
+	int status;
+
+	return waitpid(pid, &status, 0) == pid && !status;
+}
+
 static bool is_done(pid_t pid)
 {
 	siginfo_t info = {};
@@ -309,7 +317,7 @@ static bool let_it_go_on(const char *data)
  */
 TEST_F(clones, read_in_the_middle_of_a_write_below)
 {
-	int round, page, status;
+	int round, page;
 	char buf[PAGE];
 	pid_t reader;
 	double end;
@@ -333,8 +341,7 @@ TEST_F(clones, read_in_the_middle_of_a_write_below)
 			usleep(10000);
 		ASSERT_TRUE(let_it_go_on(want + page * PAGE));
 		EXPECT_EQ(0, slow_end());
-		EXPECT_EQ(reader, waitpid(reader, &status, 0));
-		EXPECT_EQ(0, status);
+		EXPECT_TRUE(ended_well(reader));
 		EXPECT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d", page);
 		sync();
 		EXPECT_EQ(-1, differs_from(up("a"), want, SIZE)) TH_LOG("page %d, synced", page);
@@ -351,7 +358,7 @@ static void overtaken(struct __test_metadata *_metadata, bool append)
 {
 	const size_t end = PAGE + 100;
 	char *map = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED), data[50], page[PAGE] = "";
-	int fd = open(up("a"), O_WRONLY | (append ? O_APPEND : 0)), status;
+	int fd = open(up("a"), O_WRONLY | (append ? O_APPEND : 0));
 	pid_t cutter, writer;
 
 	fill(data, sizeof(data), 8, 0);
@@ -367,10 +374,8 @@ static void overtaken(struct __test_metadata *_metadata, bool append)
 	usleep(500000);
 	ASSERT_TRUE(let_it_go_on(page));
 	EXPECT_EQ(0, slow_end());
-	EXPECT_EQ(cutter, waitpid(cutter, &status, 0));
-	EXPECT_EQ(0, status);
-	EXPECT_EQ(writer, waitpid(writer, &status, 0));
-	EXPECT_EQ(0, status);
+	EXPECT_TRUE(ended_well(cutter));
+	EXPECT_TRUE(ended_well(writer));
 	if (!append)
 		memset(data, 0, sizeof(data));
 	EXPECT_EQ(0, memcmp(map + end, data, sizeof(data))) TH_LOG("mapped");
@@ -430,7 +435,6 @@ TEST_F(clones, read_while_another_keeps_his_locked)
 	pid_t waiter, user;
 	unsigned int i;
 	double begun;
-	int status;
 
 	for (i = 0; i < 2; i++) {
 		make_clone(low("b"), low("c"));
@@ -451,10 +455,8 @@ TEST_F(clones, read_while_another_keeps_his_locked)
 		EXPECT_GT(30 * TIME_FACTOR, now() - begun) TH_LOG("it waits for the other file");
 		ASSERT_TRUE(let_it_go_on(page));
 		EXPECT_EQ(0, slow_end());
-		EXPECT_EQ(waiter, waitpid(waiter, &status, 0));
-		EXPECT_EQ(0, status);
-		EXPECT_EQ(user, waitpid(user, &status, 0));
-		EXPECT_EQ(0, status);
+		EXPECT_TRUE(ended_well(waiter));
+		EXPECT_TRUE(ended_well(user));
 		unlink(low("c"));
 	}
 }
@@ -557,7 +559,7 @@ static void used_by_another(struct __test_metadata *_metadata, const char *slow,
 			    int (*look)(int))
 {
 	struct fiemap_extent was[64];
-	int round, reused = 0, i, status;
+	int round, reused = 0, i;
 	size_t first, run;
 	char name[16];
 	pid_t reader;
@@ -595,8 +597,7 @@ static void used_by_another(struct __test_metadata *_metadata, const char *slow,
 			}
 			EXPECT_EQ(-1, check_file(up("%s", name), SIZE, 10 + i - 1))
 				TH_LOG("%s", name);
-			EXPECT_EQ(reader, waitpid(reader, &status, 0));
-			EXPECT_EQ(0, status);
+			EXPECT_TRUE(ended_well(reader));
 		}
 		EXPECT_EQ(0, slow_end());
 		while (i--)
