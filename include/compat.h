@@ -410,7 +410,11 @@ static inline void shrinker_register(struct dedupfs_shrinker *s)
 	s->vm.seeks = s->seeks;
 	s->vm.flags = s->flags;
 	s->registered = !register_shrinker(&s->vm, "%s", s->name);
-	WARN_ONCE(!s->registered, "dedupfs: no memory for a shrinker\n");
+}
+
+static inline bool dedupfs_shrinker_is_registered(const struct dedupfs_shrinker *s)
+{
+	return s->registered;
 }
 
 static inline void shrinker_free(struct dedupfs_shrinker *s)
@@ -424,6 +428,12 @@ static inline void shrinker_free(struct dedupfs_shrinker *s)
 }
 
 #define shrinker	dedupfs_shrinker
+#else
+/* It cannot fail there. */
+static inline bool dedupfs_shrinker_is_registered(const struct shrinker *s)
+{
+	return s;
+}
 #endif
 
 /* The I/O controller's group of a task, for kthread_associate_blkcg(); NULL without it. */

@@ -261,6 +261,8 @@ struct dedupfs_extent {
  * @wrote_first: with @wrote_last, file pages that we changed since then; FIEMAP
  *		can be wrong about them (lock)
  * @unstable_until: jiffies; no use in trying to resolve before
+ * @plain_until: jiffies; what was found plain is read below until then, also
+ *		after changes
  * @mapping:	faults that are mapping pool pages, by the @turn that they saw
  * @turn:	which of the two counts is that of new ones (write: @zap_mutex)
  * @zap_mutex:	held by who waits for them
@@ -291,6 +293,7 @@ struct dedupfs_map {
 	atomic_t writers;
 	atomic_t zaps;
 	unsigned long unstable_until;
+	unsigned long plain_until;
 	bool settled;
 	pgoff_t wrote_first;
 	pgoff_t wrote_last;

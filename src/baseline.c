@@ -18,7 +18,7 @@
 
 /**
  * dedupfs_still_maps - does FIEMAP give a range of a file the same blocks as before?
- * @lower:	lower inode
+ * @map:	map of the file
  * @r:		attached range of it
  * @flags:	FIEMAP_FLAG_*
  * @phys:	room for DEDUPFS_RESOLVE_EXTENTS
@@ -26,7 +26,7 @@
  * Context: may sleep; takes the lower i_rwsem (shared).
  * Return: 1 or 0; -EAGAIN or -EINTR if it was not asked, as of dedupfs_fiemap().
  */
-int dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 flags,
+int dedupfs_still_maps(struct dedupfs_map *map, const struct dedupfs_range *r, u32 flags,
 		       struct dedupfs_phys *phys)
 {
 	const u32 never = FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_DATA_INLINE |
@@ -37,8 +37,8 @@ int dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 f
 	bool whole;
 	int n, i;
 
-	n = dedupfs_fiemap(lower, (u64)pos << PAGE_SHIFT, (u64)r->nr << PAGE_SHIFT,
-			   flags, phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
+	n = dedupfs_fiemap(map->pool, map->lower, (u64)pos << PAGE_SHIFT,
+			   (u64)r->nr << PAGE_SHIFT, flags, phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
 	if (n == -EAGAIN || n == -EINTR)
 		return n;
 	for (i = 0; i < n && pos < end; i++) {
@@ -225,14 +225,15 @@ static int carry_over(struct dedupfs_map *map, u64 counter)
 		/* What we made dirty was detached: this somebody did who raised no event. */
 		clean = dedupfs_clean_pages(map->lower, r.index, r.nr);
 		r.nr = clean ?: max(dedupfs_dirty_run(map->lower, r.index, r.nr), 1UL);
-		ok = clean ? dedupfs_still_maps(map->lower, &r, flags, phys) : 0;
+		ok = clean ? dedupfs_still_maps(map, &r, flags, phys) : 0;
 		if (ok < 0)
 			goto out;
 		if (!ok)
 			dedupfs_detach(map, r.index, r.index + r.nr - 1);
-		ok = 0;
 		/* It waits for write-back of all of the file: once is enough. */
-		flags = 0;
+		if (clean)
+			flags = 0;
+		ok = 0;
 	}
 	if (!dedupfs_only_ours(map))
 		goto out;
@@ -298,7 +299,7 @@ int dedupfs_baseline(struct dedupfs_map *map)
 		carried = carry_over(map, counter);
 		/* Whoever gets at the file next may do so. */
 		if (carried < 0)
-			reason = carried == -EAGAIN ? DEDUPFS_UNSTABLE : carried;
+			reason = carried == -EAGAIN ? dedupfs_locked_too_long(map) : carried;
 		if (carried)
 			goto out;
 	}

@@ -252,8 +252,9 @@ static void block_remove(struct dedupfs_pool *pool, struct dedupfs_extent *ext)
  * dedupfs_extent_resize - change an extent in place
  * @map:	map
  * @ext:	extent of it; freed where @nr is 0
- * @index:	its first file page from now on, inside of it
- * @nr:		pages, no more than it has from there; 0 removes it
+ * @index:	its first file page from now on
+ * @nr:		pages from there, all of them its own or such that nothing is
+ *		known of; 0 removes it
  *
  * Readers retry on map->seq.
  *
@@ -271,7 +272,7 @@ void dedupfs_extent_resize(struct dedupfs_map *map, struct dedupfs_extent *ext,
 	write_seqcount_begin(&map->seq);
 	if (nr) {
 		if (ext->reason == DEDUPFS_POOLED)
-			ext->block += index - ext->index;
+			ext->block = ext->block + index - ext->index;
 		ext->index = index;
 		ext->nr = nr;
 	} else {
@@ -375,6 +376,7 @@ bool dedupfs_detach_extents(struct dedupfs_map *map, pgoff_t first, pgoff_t *to)
 			attached = true;
 			dedupfs_pool_drop_uncovered(pool, block, end - index);
 		}
+		cond_resched();
 	}
 	return attached;
 }

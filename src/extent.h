@@ -19,11 +19,6 @@ struct dedupfs_zap_list {
 	} zap[ZAP_LIST_MAX + 1];	/* one for an error path */
 };
 
-static inline bool dedupfs_zap_list_full(const struct dedupfs_zap_list *list)
-{
-	return list->nr >= ZAP_LIST_MAX;
-}
-
 /*
  * An extent that was FIEMAPped again, for pages of the pool; it says nothing
  * at any other baseline than the one that its map had then.
@@ -47,6 +42,7 @@ struct dedupfs_window {
 	int change_seq;
 	bool in_place;
 	bool limited;		/* as of dedupfs_populate() */
+	atomic_t *slot;
 	bool last_try;
 	bool joined;
 	unsigned int nr_ranges;
@@ -96,7 +92,7 @@ void dedupfs_zap_all(struct dedupfs_zap_list *list);
 
 /* baseline.c */
 int dedupfs_baseline(struct dedupfs_map *map);
-int dedupfs_still_maps(struct inode *lower, const struct dedupfs_range *r, u32 flags,
+int dedupfs_still_maps(struct dedupfs_map *map, const struct dedupfs_range *r, u32 flags,
 		       struct dedupfs_phys *phys);
 bool dedupfs_in_place(struct inode *lower);
 pgoff_t dedupfs_clean_pages(struct inode *lower, pgoff_t index, pgoff_t nr);

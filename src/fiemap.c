@@ -65,7 +65,7 @@ static struct ftrace_ops observer = {
 /**
  * dedupfs_fiemap_init - start to observe fiemap_fill_next_extent()
  *
- * Where that cannot work (no ftrace, lockdown, ftrace_enabled=0) the module
+ * Where that cannot work (no ftrace, ftrace_enabled=0) the module
  * loads all the same, and everything is plain.
  *
  * Return: 0.
@@ -78,7 +78,7 @@ int dedupfs_fiemap_init(void)
 	if (!err)
 		err = register_ftrace_function(&observer);
 	if (err)
-		pr_warn("cannot observe FIEMAP (error %d): nothing will be shared; check /proc/sys/kernel/ftrace_enabled and kernel lockdown, then load the module again\n",
+		pr_warn("cannot observe FIEMAP (error %d): nothing will be shared; check /proc/sys/kernel/ftrace_enabled, then load the module again\n",
 			err);
 	observer_registered = !err;
 	if (err)
@@ -111,6 +111,7 @@ void dedupfs_fiemap_exit(void)
 
 /**
  * dedupfs_fiemap - the physical extents of a range of a lower file
+ * @pool:	its pool
  * @lower:	lower inode
  * @start:	bytes, page aligned
  * @len:	bytes
@@ -125,8 +126,8 @@ void dedupfs_fiemap_exit(void)
  * what the filesystem counted; -EINTR: the caller was killed; -EAGAIN: as of
  * dedupfs_wait_for_writer().
  */
-int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
-		   struct dedupfs_phys *out, unsigned int max, bool *whole)
+int dedupfs_fiemap(const struct dedupfs_pool *pool, struct inode *lower, u64 start, u64 len,
+		   u32 flags, struct dedupfs_phys *out, unsigned int max, bool *whole)
 {
 	struct collector c = {
 		.fi.fi_flags	= flags,
@@ -140,7 +141,7 @@ int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
 		return -EOPNOTSUPP;
 
 	/* The lower filesystem waits for it unkillably: a writer may wait for the disk. */
-	err = dedupfs_wait_for_writer(lower, false);
+	err = dedupfs_wait_for_writer(pool, lower, false);
 	if (err)
 		return err;
 	c.fi.fi_extents_start = (__force struct fiemap_extent __user *)(void *)&c;

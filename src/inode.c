@@ -486,18 +486,25 @@ int dedupfs_fileattr_set(struct mnt_idmap *idmap, struct dentry *dentry, struct 
  * @inode: upper inode
  * @flags: S_ATIME, S_MTIME and so on
  *
- * noatime below has the last word.  The other times move below as data is
- * written there.
+ * noatime below has the last word.  The other times of a regular file move
+ * below as data is written there; those of a fifo are moved here.
  *
- * Return: 0.
+ * Return: 0 or -errno.
  */
 int dedupfs_update_time(struct inode *inode, int flags)
 {
 	struct inode *lower = dedupfs_lower(inode);
 	struct path path;
+	int err;
 
-	if (!(flags & S_ATIME))
-		return 0;
+	if (!(flags & S_ATIME)) {
+		if (S_ISREG(inode->i_mode) || mnt_want_write(DEDUPFS_SB(inode->i_sb)->lower.mnt))
+			return 0;
+		err = dedupfs_lower_update_time(lower, flags & (S_MTIME | S_CTIME));
+		mnt_drop_write(DEDUPFS_SB(inode->i_sb)->lower.mnt);
+		dedupfs_copy_attr(inode);
+		return err;
+	}
 	path.mnt = DEDUPFS_SB(inode->i_sb)->lower.mnt;
 	path.dentry = d_find_any_alias(lower);
 	if (!path.dentry)

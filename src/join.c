@@ -111,7 +111,7 @@ static void choose_witnesses(struct dedupfs_window *w, const struct dedupfs_rang
 /* Does the witness's file still map the blocks?  (Rule 6, on btrfs.) */
 static bool witness_holds(struct dedupfs_window *w, struct dedupfs_witness *x)
 {
-	return dedupfs_still_maps(x->map->lower, &x->r, 0, w->phys) > 0 && witness_stands(x);
+	return dedupfs_still_maps(x->map, &x->r, 0, w->phys) > 0 && witness_stands(x);
 }
 
 static void forget_witness(const struct dedupfs_witness *x)
@@ -153,7 +153,7 @@ void dedupfs_find_witnesses(struct dedupfs_window *w)
 	for (i = 0; i < w->nr_witnesses; i++) {
 		/* It is another's file, which he may keep locked for as long as he likes. */
 		if (w->witness[i].map != busy &&
-		    dedupfs_wait_for_writer(w->witness[i].map->lower, true))
+		    dedupfs_wait_for_writer(w->pool, w->witness[i].map->lower, true))
 			busy = w->witness[i].map;
 		if (w->witness[i].map != busy && witness_holds(w, &w->witness[i])) {
 			w->witness[kept++] = w->witness[i];
@@ -225,33 +225,47 @@ static bool unproven_part(const struct dedupfs_window *w, struct dedupfs_extent 
  */
 static int detach_unproven(struct dedupfs_window *w, u64 block, u64 last)
 {
+	struct {
+		struct dedupfs_map *map;
+		pgoff_t first;
+		pgoff_t last;
+	} victim[ZAP_LIST_MAX], *v;
 	struct dedupfs_extent *ext;
 	struct dedupfs_range part;
-	pgoff_t end;
+	unsigned int n, room;
 	/* Not known yet.  They are not while they are being filled by who calls. */
 	int published = -1;
 
-	ext = dedupfs_attached_first(w->pool, block, last);
-	while (ext) {
-		if (!unproven_part(w, ext, block, last, &part)) {
-			ext = dedupfs_attached_next(ext, block, last);
-			continue;
+	do {
+		/* As many as there is room for in one walk: the tree changes then. */
+		room = ZAP_LIST_MAX - min_t(unsigned int, w->zaps.nr, ZAP_LIST_MAX);
+		n = 0;
+		for (ext = dedupfs_attached_first(w->pool, block, last); ext;
+		     ext = dedupfs_attached_next(ext, block, last)) {
+			if (!unproven_part(w, ext, block, last, &part))
+				continue;
+			if (n == room)
+				break;
+			v = &victim[n++];
+			v->map = ext->map;
+			v->first = part.index;
+			v->last = part.index + part.nr - 1;
 		}
-		if (dedupfs_zap_list_full(&w->zaps))
-			return -ENOSPC;
-		if (published < 0)
+		if (n && published < 0)
 			published = dedupfs_pool_any(w->pool, block, last - block + 1);
-		end = part.index + part.nr - 1;
-		if (!dedupfs_map_valid(ext->map))
-			dedupfs_map_kill(ext->map, &w->zaps);
-		else if (published)
-			dedupfs_detach_later(&w->zaps, ext->map, part.index, end);
-		else
-			dedupfs_detach_unpublished(&w->zaps, ext->map, part.index, end);
-		/* The tree changed under the walk. */
-		ext = dedupfs_attached_first(w->pool, block, last);
-	}
-	return 0;
+		for (v = victim; v < victim + n; v++) {
+			if (!dedupfs_map_valid(v->map)) {
+				/* (More than one may be of the same map.) */
+				if (v->map->nr_extents)
+					dedupfs_map_kill(v->map, &w->zaps);
+			} else if (published) {
+				dedupfs_detach_later(&w->zaps, v->map, v->first, v->last);
+			} else {
+				dedupfs_detach_unpublished(&w->zaps, v->map, v->first, v->last);
+			}
+		}
+	} while (n);
+	return ext ? -ENOSPC : 0;
 }
 
 /* The window ends before @end, and so does @part, which is of its ranges. */
@@ -337,30 +351,38 @@ static int drop_unproven(struct dedupfs_window *w, struct dedupfs_range *r)
  * attached to a block must come to an end.
  */
 #define REPEATS_MAX	4
+#define ATTACHED_MAX	4096
 
 /*
- * Cut @part where the file's attachments to its blocks become more or fewer.
- * What has too many already is REPEATED.
+ * Cut @part where the file's attachments to its blocks become more or fewer, or
+ * there is too much to look at.  What has too many already, of this file or of
+ * all, is REPEATED.
  */
 static void limit_repeats(struct dedupfs_map *map, struct dedupfs_range *part)
 {
-	u64 first = part->block, last = part->block + part->nr - 1;
+	u64 first = part->block, last = part->block + part->nr - 1, all_last = last;
+	unsigned int n = 0, all = 0, later = 0;
 	struct dedupfs_extent *ext;
-	unsigned int n = 0;
 
-	for (ext = dedupfs_attached_first(map->pool, first, last); ext;
+	/* (Those that begin first come first.) */
+	for (ext = dedupfs_attached_first(map->pool, first, last); ext && all < ATTACHED_MAX;
 	     ext = dedupfs_attached_next(ext, first, last)) {
-		if (ext->map != map)
-			continue;
-		if (ext->block > first) {
+		if (ext->block <= first) {
+			all++;
+			all_last = min(all_last, dedupfs_block_last(ext));
+		} else if (ext->map == map || ++later > ATTACHED_MAX) {
 			last = min(last, ext->block - 1);
-			continue;
+			break;
 		}
-		last = min(last, dedupfs_block_last(ext));
-		n++;
+		if (ext->map == map) {
+			last = min(last, dedupfs_block_last(ext));
+			n++;
+		}
 	}
+	if (all == ATTACHED_MAX)
+		last = min(last, all_last);
 	part->nr = last - first + 1;
-	if (n >= REPEATS_MAX) {
+	if (n >= REPEATS_MAX || all == ATTACHED_MAX) {
 		part->reason = DEDUPFS_REPEATED;
 		part->block = 0;
 	}
@@ -399,6 +421,9 @@ static int insert_range(struct dedupfs_window *w, const struct dedupfs_range *r)
 		if (prev && prev->index + prev->nr == pos && prev->reason == part.reason &&
 		    (part.reason != DEDUPFS_POOLED || prev->block + prev->nr == part.block))
 			dedupfs_extent_resize(w->map, prev, prev->index, prev->nr + part.nr);
+		else if (ext && ext->index == pos + part.nr && ext->reason == part.reason &&
+			 (part.reason != DEDUPFS_POOLED || part.block + part.nr == ext->block))
+			dedupfs_extent_resize(w->map, ext, pos, part.nr + ext->nr);
 		else if (!dedupfs_extent_add(w->map, &part))
 			return -ENOMEM;
 		pos += part.nr;
@@ -443,8 +468,11 @@ static bool still_true(struct dedupfs_window *w)
 	struct inode *lower = w->di->lower;
 	bool clean;
 
-	if (atomic_read(&w->map->changing) ||
-	    atomic_read(&w->map->change_seq) != w->change_seq)
+	if (atomic_read(&w->map->changing))
+		return false;
+	/* Pairs with dedupfs_change_end(). */
+	smp_rmb();
+	if (atomic_read(&w->map->change_seq) != w->change_seq)
 		return false;
 	if (READ_ONCE(w->map->baseline) != w->baseline || !dedupfs_map_valid(w->map))
 		return false;
@@ -470,6 +498,18 @@ static bool all_covered(struct dedupfs_pool *pool, struct dedupfs_fill *fill)
 	return true;
 }
 
+/* What is plain now is read below for some time without another look. */
+static void note_plain(const struct dedupfs_window *w)
+{
+	unsigned int i;
+
+	for (i = 0; i < w->nr_ranges; i++)
+		if (w->ranges[i].reason == DEDUPFS_PLAIN) {
+			WRITE_ONCE(w->map->plain_until, jiffies + DEDUPFS_PLAIN_TIME);
+			return;
+		}
+}
+
 /**
  * dedupfs_attach - attach a window's ranges and publish what was filled
  * @w:		window, resolved (again, after a fill)
@@ -480,7 +520,7 @@ static bool all_covered(struct dedupfs_pool *pool, struct dedupfs_fill *fill)
  *
  * Context: may sleep; map->fill_sem held (read).
  * Return: 0, -ENOSPC (call again), -EAGAIN (choose witnesses again), -ESTALE,
- * -ENOMEM.
+ * -ENOMEM, or -EINTR if the caller was killed.
  */
 int dedupfs_attach(struct dedupfs_window *w, struct dedupfs_fill *fill)
 {
@@ -543,8 +583,12 @@ int dedupfs_attach(struct dedupfs_window *w, struct dedupfs_fill *fill)
 	dedupfs_count(w->pool, DEDUPFS_JOINS, joins);
 	w->joined = joins;
 out:
+	if (!err)
+		note_plain(w);
 	mutex_unlock(&w->map->attach_mutex);
 	up_write(&w->pool->sem);
 	dedupfs_zap_all(&w->zaps);
+	if (err == -ENOSPC && fatal_signal_pending(current))
+		err = -EINTR;
 	return err;
 }

@@ -89,4 +89,5 @@ module_exit(dedupfs_exit);
 
 MODULE_DESCRIPTION("Stacking filesystem that keeps one copy in RAM of data shared on disk");
 MODULE_AUTHOR("The dedupfs authors");
+MODULE_VERSION(DEDUPFS_VERSION);
 MODULE_LICENSE("GPL");

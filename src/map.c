@@ -55,6 +55,7 @@ static struct dedupfs_map *map_new(struct dedupfs_pool *pool, struct inode *lowe
 	map->extents = RB_ROOT;
 	mutex_init(&map->attach_mutex);
 	map->unstable_until = jiffies;
+	map->plain_until = jiffies;
 	map->wrote_first = ULONG_MAX;
 	mutex_init(&map->zap_mutex);
 	init_rwsem(&map->fill_sem);
@@ -193,7 +194,8 @@ static bool map_has_pages(struct dedupfs_map *map)
 /* Idle maps of a pool: at most; and where memory is short, only with hot pages. */
 #define IDLE_MAX	65536
 #define HOT_IDLE_MAX	4096
-/* Extents that are looked at for hot pages, in reclaim. */
+/* Extents that are looked at in reclaim, and of those for hot pages. */
+#define LOOK_EXTENTS	64
 #define HOT_EXTENTS	8
 
 /*
@@ -205,13 +207,14 @@ static bool worth_keeping(struct dedupfs_map *map)
 {
 	struct dedupfs_extent *ext;
 	struct rb_node *node;
-	unsigned int n = 0;
+	unsigned int n = 0, seen = 0;
 
 	if (!(current->flags & PF_MEMALLOC))
 		return map->pool->nr_idle < IDLE_MAX && map_has_pages(map);
 	if (map->pool->nr_idle >= HOT_IDLE_MAX)
 		return false;
-	for (node = rb_first(&map->extents); node && n < HOT_EXTENTS; node = rb_next(node)) {
+	for (node = rb_first(&map->extents); node && n < HOT_EXTENTS && seen < LOOK_EXTENTS;
+	     node = rb_next(node), seen++) {
 		ext = rb_entry(node, struct dedupfs_extent, file_node);
 		if (ext->reason != DEDUPFS_POOLED)
 			continue;

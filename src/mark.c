@@ -38,6 +38,12 @@ struct dedupfs_mark {
 
 static struct fsnotify_group *group;
 
+/*
+ * Marks that have not been freed: who waits for a user's answer to a permission
+ * event holds all marks of the inode meanwhile, whoever's they are.
+ */
+static atomic_t marks;
+
 /* mark->lock is held. */
 static void found_foreign(struct dedupfs_mark *mark)
 {
@@ -77,6 +83,8 @@ static void freeing_mark(struct fsnotify_mark *fsn, struct fsnotify_group *g)
 static void free_mark(struct fsnotify_mark *fsn)
 {
 	kfree(container_of(fsn, struct dedupfs_mark, fsn));
+	if (atomic_dec_and_test(&marks))
+		wake_up_var(&marks);
 }
 
 static const struct fsnotify_ops mark_ops = {
@@ -99,6 +107,7 @@ static bool mark_add(struct dedupfs_map *map)
 		return false;
 	spin_lock_init(&mark->lock);
 	mark->map = map;
+	atomic_inc(&marks);
 	fsnotify_init_mark(&mark->fsn, group);
 	mark->fsn.mask = MARK_EVENTS;
 	if (fsnotify_add_inode_mark(&mark->fsn, map->lower, 0)) {
@@ -166,8 +175,9 @@ static bool under_overlay(struct inode *lower)
  */
 bool dedupfs_only_ours(struct dedupfs_map *map)
 {
-	return READ_ONCE(map->tracked) && !READ_ONCE(map->foreign) &&
-	       !dedupfs_foreign_writers(map) && !under_overlay(map->lower);
+	/* A close tells of itself before the writer is gone: look for him first. */
+	return READ_ONCE(map->tracked) && !dedupfs_foreign_writers(map) &&
+	       !READ_ONCE(map->foreign) && !under_overlay(map->lower);
 }
 
 /**
@@ -202,9 +212,12 @@ int dedupfs_mark_init(void)
 	return PTR_ERR_OR_ZERO(group);
 }
 
-/** dedupfs_mark_exit - at module unload; no mark is left but in RCU's hands */
+/** dedupfs_mark_exit - at module unload; when it returns, no mark is left */
 void dedupfs_mark_exit(void)
 {
 	fsnotify_put_group(group);
+	fsnotify_wait_marks_destroyed();
+	wait_var_event(&marks, !atomic_read(&marks));
+	/* Whoever freed the last one has returned to the kernel. */
 	fsnotify_wait_marks_destroyed();
 }

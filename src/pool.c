@@ -317,6 +317,7 @@ struct dedupfs_fill {
 	pgoff_t index;
 	unsigned int nr;
 	bool limited;
+	atomic_t *slot;
 	unsigned int missing;
 	unsigned int published;
 	struct page *stock;
@@ -424,6 +425,7 @@ static unsigned int claim_blocks(struct dedupfs_fill *fill, unsigned int i, u64 
  * @index:	first file page of the window
  * @nr:		pages of the window
  * @limited:	the reads may be held back by the I/O controller
+ * @slot:	where it counts if it outlives its caller, or NULL
  *
  * The window ends before a block that somebody else is filling: to wait for
  * it while holding locked pages could deadlock.
@@ -433,7 +435,7 @@ static unsigned int claim_blocks(struct dedupfs_fill *fill, unsigned int i, u64 
  */
 struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupfs_range *r,
 					unsigned int nr_ranges, pgoff_t index, pgoff_t nr,
-					bool limited)
+					bool limited, atomic_t *slot)
 {
 	struct dedupfs_fill *fill;
 	pgoff_t first, end;
@@ -446,6 +448,7 @@ struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupf
 	fill->pool = dedupfs_pool(inode);
 	fill->index = index;
 	fill->limited = limited;
+	fill->slot = slot;
 	fill->bvec = (struct bio_vec *)&fill->pages[nr];
 
 	for (k = 0; k < nr_ranges; k++) {
@@ -571,6 +574,23 @@ static void fill_finish(struct dedupfs_fill *fill, unsigned int i, unsigned int 
 }
 
 /*
+ * Can clean pages of a file differ from its blocks?  A direct write that failed
+ * half way leaves on XFS what was read meanwhile, and notes no error; btrfs
+ * takes pages for clean whose write-back failed, and has no error to note where
+ * the file is compressed.  Who was not written to in memory has none of those.
+ */
+static bool cache_may_be_wrong(const struct dedupfs_pool *pool, const struct inode *lower)
+{
+	struct timespec64 boot;
+
+	if (pool->fiemap_sync)
+		return READ_ONCE(lower->dirtied_when);
+	getboottime64(&boot);
+	/* (The time of a file is that of the last tick.) */
+	return inode_get_ctime(lower).tv_sec >= boot.tv_sec - 1;
+}
+
+/*
  * What the lower page cache holds, clean, need not be read from disk again.
  * That it stayed clean is checked before anything is published.
  */
@@ -582,11 +602,7 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 	pgoff_t index;
 	unsigned int i, valid;
 
-	/*
-	 * What btrfs could not write back is clean all the same, where it has
-	 * compressed files without an error; its block is the one from before.
-	 */
-	if (fill->pool->fiemap_sync && READ_ONCE(mapping->host->dirtied_when))
+	if (cache_may_be_wrong(fill->pool, mapping->host))
 		return;
 	/*
 	 * Who takes pages out of it may have zeroed a part of them, and moves
@@ -643,9 +659,12 @@ static void fill_abandoned_fn(struct work_struct *work)
 {
 	struct dedupfs_fill *fill = container_of(work, struct dedupfs_fill, work);
 	struct inode *inode = fill->inode;
+	atomic_t *slot = fill->slot;
 
 	dedupfs_fput(fill->iocb.ki_filp);
 	dedupfs_fill_end(fill);
+	if (slot)
+		atomic_dec(slot);
 	dedupfs_work_end(inode);
 }
 
@@ -656,10 +675,14 @@ static void fill_abandoned_fn(struct work_struct *work)
 static bool fill_abandon(struct dedupfs_fill *fill, struct inode *inode)
 {
 	dedupfs_work_begin(inode);
+	if (fill->slot)
+		atomic_inc(fill->slot);
 	fill->inode = inode;
 	INIT_WORK(&fill->work, fill_abandoned_fn);
 	if (atomic_xchg(&fill->state, FILL_ABANDONED) != FILL_READ)
 		return true;
+	if (fill->slot)
+		atomic_dec(fill->slot);
 	dedupfs_work_end(inode);
 	wait_for_completion(&fill->done);
 	return false;

@@ -37,8 +37,8 @@ struct dedupfs_phys {
 };
 
 /* fiemap.c */
-int dedupfs_fiemap(struct inode *lower, u64 start, u64 len, u32 flags,
-		   struct dedupfs_phys *out, unsigned int max, bool *whole);
+int dedupfs_fiemap(const struct dedupfs_pool *pool, struct inode *lower, u64 start, u64 len,
+		   u32 flags, struct dedupfs_phys *out, unsigned int max, bool *whole);
 bool dedupfs_fiemap_works(struct inode *lower);
 
 /* map.c */
@@ -69,16 +69,28 @@ pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max);
 bool dedupfs_foreign_mapping(struct dedupfs_map *map);
 
 /* resolve.c */
-void dedupfs_decide(struct inode *inode);
-int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limited);
-void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
-int dedupfs_wait_for_writer(struct inode *lower, bool other);
 
-/* There is no use in trying to resolve for some time, in jiffies.  @map: or NULL. */
+/*
+ * How long a file is taken to be plain while its counter stands, and a part of
+ * it even if it moves: it can become the source of a clone or a dedupe made
+ * below, which moves only the other's.
+ */
+#define DEDUPFS_PLAIN_TIME	(5 * HZ)
+
+void dedupfs_decide(struct inode *inode);
+int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limited,
+		     atomic_t *slot);
+void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
+int dedupfs_wait_for_writer(const struct dedupfs_pool *pool, struct inode *lower, bool other);
+int dedupfs_locked_too_long(struct dedupfs_map *map);
+
+/* There is no use in trying to resolve for some time, in jiffies, or longer.  @map: or NULL. */
 static inline void dedupfs_unstable_for(struct dedupfs_map *map, unsigned long time)
 {
-	if (map)
-		WRITE_ONCE(map->unstable_until, jiffies + time);
+	unsigned long until = jiffies + time;
+
+	if (map && !time_after(READ_ONCE(map->unstable_until), until))
+		WRITE_ONCE(map->unstable_until, until);
 }
 
 /* Has anybody but us the lower file open for writing? */
@@ -129,7 +141,7 @@ void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower);
 /* pool.c: fill */
 struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupfs_range *r,
 					unsigned int nr_ranges, pgoff_t index, pgoff_t nr,
-					bool limited);
+					bool limited, atomic_t *slot);
 pgoff_t dedupfs_fill_pages(const struct dedupfs_fill *fill);
 int dedupfs_fill_read(struct dedupfs_fill *fill, struct inode *inode);
 int dedupfs_wait_for_fill(struct dedupfs_map *map, u64 block);
@@ -211,8 +223,8 @@ static inline bool dedupfs_may_be_stale(struct dedupfs_map *map)
 {
 	return map && !dedupfs_map_valid(map) &&
 	       (READ_ONCE(map->nr_extents) || atomic_read(&map->zaps)) &&
-	       (!READ_ONCE(map->tracked) || READ_ONCE(map->foreign) ||
-		dedupfs_foreign_writers(map));
+	       (!READ_ONCE(map->tracked) || dedupfs_foreign_writers(map) ||
+		READ_ONCE(map->foreign));	/* in this order: dedupfs_only_ours() */
 }
 
 /* What was changed beneath the mount is mapped no longer after this.  May sleep. */
@@ -230,6 +242,14 @@ void dedupfs_shrink_exit(struct dedupfs_pool *pool);
 void dedupfs_lru_add(struct dedupfs_pool *pool, struct page **pages, unsigned int nr);
 void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_shrink_to_limit(struct dedupfs_pool *pool);
+
+/* Are pages that somebody holds more than a quarter above the limit? */
+static inline bool dedupfs_far_above_limit(const struct dedupfs_pool *pool)
+{
+	unsigned long limit = READ_ONCE(pool->limit);
+
+	return limit && atomic_long_read(&pool->nr_pages) > limit + limit / 4 + DEDUPFS_FILL_MAX;
+}
 
 /* Read or mapped: once, or again, since eviction last looked at it. */
 static inline void dedupfs_page_used(struct page *page)

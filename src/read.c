@@ -120,7 +120,8 @@ static void fill_for_waiter(struct fill_work *fw)
 
 	end = min_t(pgoff_t, end, DIV_ROUND_UP(size, PAGE_SIZE));
 	for (try = 0; try < FILL_WORK_TRIES && index < end; try++) {
-		if (dedupfs_populate(fw->inode, index, fw->nr, may_be_limited(fw->io_group)))
+		if (dedupfs_populate(fw->inode, index, fw->nr, may_be_limited(fw->io_group),
+				     NULL))
 			break;
 		index = wait_for_others(fw->inode, index, end);
 	}
@@ -136,7 +137,7 @@ static void fill_work_fn(struct work_struct *work)
 		complete_all(&fw->wait->done);
 		wait_put(fw->wait);
 	} else {
-		dedupfs_populate(fw->inode, fw->index, fw->nr, may_be_limited(fw->io_group));
+		dedupfs_populate(fw->inode, fw->index, fw->nr, may_be_limited(fw->io_group), NULL);
 	}
 	kthread_associate_blkcg(NULL);
 	if (may_be_limited(fw->io_group))
@@ -316,11 +317,19 @@ static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index,
 				      index + file->f_ra.async_size >= file->f_ra.start));
 	unsigned int nr = window_size(file, index, DIV_ROUND_UP(bytes, PAGE_SIZE) + 1);
 	struct cgroup_subsys_state *io_group = dedupfs_io_group_of(current);
-	int err;
+	atomic_t *slot = may_be_limited(io_group) ? fills_of(io_group) : NULL;
+	int err = DEDUPFS_UNSTABLE;
 
-	/* (A kernel thread, as of a loop device, does not say for whom it reads.) */
-	err = dedupfs_populate(inode, index, nr,
-			       may_be_limited(io_group) || (current->flags & PF_KTHREAD));
+	/*
+	 * A group that is held back reads below when it has as much under way as
+	 * it may: what it reads there is charged to it.  (A kernel thread, as of
+	 * a loop device, does not say for whom it reads.)
+	 */
+	if (!slot || atomic_inc_return(slot) <= FILLS_OF_A_GROUP)
+		err = dedupfs_populate(inode, index, nr, slot || (current->flags & PF_KTHREAD),
+				       slot);
+	if (slot)
+		atomic_dec(slot);
 	put_io_group(io_group);
 	if (err)
 		return err == -ENOMEM ? DEDUPFS_UNRESOLVED : err;
@@ -487,6 +496,26 @@ static size_t bytes_to(loff_t pos, pgoff_t index, pgoff_t nr)
 }
 
 /*
+ * Where nothing is known of a file, or not at once: what the lower page cache
+ * has is right.  But nothing is read into it.
+ */
+static ssize_t read_without_waiting(struct kiocb *iocb, struct iov_iter *iter,
+				    struct dedupfs_map *map)
+{
+	bool noio = iocb->ki_flags & IOCB_NOIO;
+	ssize_t ret;
+
+	/* Who has read what is new finds nothing old in a mapping: that is to wait for. */
+	if (dedupfs_may_be_stale(map))
+		return -EAGAIN;
+	iocb->ki_flags |= IOCB_NOIO;
+	ret = read_cached(iocb, iter);
+	if (!noio)
+		iocb->ki_flags &= ~IOCB_NOIO;
+	return ret ?: -EAGAIN;
+}
+
+/*
  * What a read knows of its earlier steps: [from, until) was populated already,
  * or in vain for @reason; what is missing there comes from below.  @waited:
  * others, who fill it, have been waited for long enough.
@@ -541,8 +570,11 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 		}
 	}
 	if (iocb->ki_flags & IOCB_NOWAIT)
-		return -EAGAIN;
+		return read_without_waiting(iocb, iter, map);
 	dedupfs_drop_if_stale(map);
+	if (map && time_before(jiffies, READ_ONCE(map->plain_until)) &&
+	    dedupfs_map_lookup(map, index, &r) && r.reason == DEDUPFS_PLAIN)
+		return read_lower(iocb, iter, bytes_to(pos, index, r.nr), pool, r.reason);
 	if (again)
 		return read_lower(iocb, iter, bytes_to(pos, index, tried->until - index), pool,
 				  tried->reason);
@@ -631,10 +663,13 @@ ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_inf
 }
 
 /* readahead(2), POSIX_FADV_WILLNEED: fill the pool, not the lower page cache. */
-static void willneed(struct inode *inode, loff_t offset, loff_t len)
+static void willneed(struct file *file, loff_t offset, loff_t len)
 {
+	struct inode *inode = file_inode(file);
+	struct dedupfs_map *map = dedupfs_map_of(DEDUPFS_I(inode));
 	loff_t size = i_size_read(dedupfs_lower(inode));
-	pgoff_t index = offset >> PAGE_SHIFT, end;
+	pgoff_t index = offset >> PAGE_SHIFT, end, nr;
+	struct dedupfs_range r;
 
 	if (offset >= size)
 		return;
@@ -642,10 +677,19 @@ static void willneed(struct inode *inode, loff_t offset, loff_t len)
 		len = size - offset;
 	end = DIV_ROUND_UP(offset + len, PAGE_SIZE);
 	end = min_t(pgoff_t, end, index + nr_free_buffer_pages() / 4);
-	for (; index < end; index += DEDUPFS_FILL_MAX)
-		if (!dedupfs_populate_async(inode, index,
-					    min_t(pgoff_t, end - index, DEDUPFS_FILL_MAX), NULL))
-			break;
+	for (; index < end; index += nr) {
+		nr = min_t(pgoff_t, end - index, DEDUPFS_FILL_MAX);
+		if (!map || !dedupfs_map_lookup(map, index, &r) || r.reason == DEDUPFS_POOLED) {
+			if (!dedupfs_populate_async(inode, index, nr, NULL))
+				break;
+			continue;
+		}
+		/* What is known to come from below. */
+		nr = min_t(pgoff_t, end - index, r.nr);
+		if (r.reason != DEDUPFS_HOLE && r.reason != DEDUPFS_UNWRITTEN)
+			generic_fadvise(file, (loff_t)index << PAGE_SHIFT,
+					(loff_t)nr << PAGE_SHIFT, POSIX_FADV_WILLNEED);
+	}
 }
 
 /** dedupfs_fadvise - ->fadvise */
@@ -660,7 +704,7 @@ int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice)
 		if (len < 0)
 			return -EINVAL;
 		if (offset >= 0)
-			willneed(inode, offset, len);
+			willneed(file, offset, len);
 		return 0;
 	}
 	/* f_mapping and f_ra are all that it looks at. */

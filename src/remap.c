@@ -12,7 +12,7 @@
 #define pr_fmt(fmt) "dedupfs: " fmt
 
 #include <linux/pagemap.h>
-#include "pool.h"
+#include "extent.h"
 
 static bool is_ours(const struct file *file)
 {
@@ -81,6 +81,7 @@ loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out
 	else
 		ret = vfs_clone_file_range(lower_in, pos_in, lower_out, pos_out, len, flags);
 	dedupfs_change_end(inode_out, start, last);
+	dedupfs_look_for_changes(DEDUPFS_I(inode_out));
 	if (ret > 0) {
 		became_shared(inode_in, pos_in, ret);
 		became_shared(inode_out, pos_out, ret);
@@ -88,6 +89,20 @@ loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out
 	dedupfs_copy_attr_locked(inode_out);
 	unlock_two_nondirectories(inode_in, inode_out);
 	return ret;
+}
+
+/* Or has it been copied, as the filesystem does where it cannot clone? */
+static bool may_be_cloned(const struct file *in, loff_t pos_in, const struct file *out,
+			  loff_t pos_out, loff_t len)
+{
+	struct inode *inode = file_inode(in);
+	loff_t block = i_blocksize(inode);
+
+	if (file_inode(out)->i_sb != inode->i_sb || dedupfs_in_place(inode) ||
+	    dedupfs_in_place(file_inode(out)))
+		return false;
+	return IS_ALIGNED(pos_in | pos_out, block) &&
+	       (len >= block || pos_in + len == i_size_read(inode));
 }
 
 /**
@@ -126,7 +141,8 @@ ssize_t dedupfs_copy_file_range(struct file *in, loff_t pos_in, struct file *out
 	dedupfs_change_begin(inode_out, start, last);
 	ret = vfs_copy_file_range(lower_in, pos_in, lower_out, pos_out, len, flags);
 	dedupfs_change_end(inode_out, start, last);
-	if (ret > 0) {
+	dedupfs_look_for_changes(DEDUPFS_I(inode_out));
+	if (ret > 0 && may_be_cloned(lower_in, pos_in, lower_out, pos_out, ret)) {
 		became_shared(file_inode(in), pos_in, ret);
 		became_shared(inode_out, pos_out, ret);
 	}

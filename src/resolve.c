@@ -20,26 +20,35 @@
 
 #define UNSTABLE_TIME	max(1, HZ / 20)
 
-/* How long who may not wait for long waits for a lock that others have. */
-#define WRITER_WAIT	max(1, HZ / 10)
+/*
+ * How long is waited for a lock that others have: by who cannot be killed, or
+ * for another's file; and by who would not wait below.
+ */
+#define LOCK_WAIT	max(1, HZ / 10)
+#define LOCK_WAIT_OWN	max(1, HZ / 3)
+/* After that, where reads below take no lock, they are made there. */
+#define LOCKED_TIME	HZ
 
 /**
  * dedupfs_wait_for_writer - whoever has a lower file locked for a change is through
+ * @pool:	its pool
  * @lower:	lower inode
  * @other:	it is not the file that was asked for
  *
- * Killably; and for another's file, and in a worker, which nobody can kill,
- * not for long: the lock may be in the hands of a user.
+ * Killably; and not for long for another's file, in a worker, which nobody can
+ * kill, and where a read below would not wait at all: the lock may be in the
+ * hands of a user.
  *
  * Context: may sleep; takes the lower i_rwsem (shared).
  * Return: 0; -EINTR if killed; -EAGAIN if it took too long.
  */
-int dedupfs_wait_for_writer(struct inode *lower, bool other)
+int dedupfs_wait_for_writer(const struct dedupfs_pool *pool, struct inode *lower, bool other)
 {
-	unsigned int left = WRITER_WAIT;
+	bool worker = current->flags & PF_KTHREAD;
+	unsigned int left = other || worker ? LOCK_WAIT : LOCK_WAIT_OWN;
 	int err;
 
-	if (!other && !(current->flags & PF_KTHREAD)) {
+	if (!other && !worker && pool->reads_locked) {
 		err = down_read_killable(&lower->i_rwsem);
 		if (!err)
 			inode_unlock_shared(lower);
@@ -54,6 +63,27 @@ int dedupfs_wait_for_writer(struct inode *lower, bool other)
 	}
 	inode_unlock_shared(lower);
 	return 0;
+}
+
+/**
+ * dedupfs_locked_too_long - the lower file of a map was waited for in vain
+ * @map:	map
+ *
+ * Return: the reason (enum dedupfs_reason) why it is not shared.
+ */
+int dedupfs_locked_too_long(struct dedupfs_map *map)
+{
+	if (!map->pool->reads_locked)
+		dedupfs_unstable_for(map, LOCKED_TIME);
+	return DEDUPFS_UNSTABLE;
+}
+
+/* Before the window is looked at: what changes from here on is noticed in the end. */
+static void sample_changes(struct dedupfs_window *w)
+{
+	w->change_seq = atomic_read(&w->map->change_seq);
+	/* Pairs with dedupfs_change_end(): over there in the other order. */
+	smp_rmb();
 }
 
 /* The pool keeps one that nobody uses: they are large, and cleared when new. */
@@ -140,8 +170,8 @@ static int resolve(struct dedupfs_window *w, pgoff_t nr, u32 flags, struct dedup
 	int k, i;
 	int reason;
 
-	k = dedupfs_fiemap(w->di->lower, (u64)w->index << PAGE_SHIFT, (u64)nr << PAGE_SHIFT,
-			   flags, w->phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
+	k = dedupfs_fiemap(w->pool, w->di->lower, (u64)w->index << PAGE_SHIFT,
+			   (u64)nr << PAGE_SHIFT, flags, w->phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
 	if (k < 0)
 		return k;
 	for (i = 0; i < k && pos < end; i++) {
@@ -178,7 +208,7 @@ static int resolve(struct dedupfs_window *w, pgoff_t nr, u32 flags, struct dedup
 static void attach_unresolved(struct dedupfs_window *w, pgoff_t nr)
 {
 	w->nr = nr;
-	w->nr_witnesses = 0;
+	dedupfs_put_witnesses(w);
 	w->nr_ranges = 0;
 	push_range(w->ranges, &w->nr_ranges, w->index, w->index + nr, 0, DEDUPFS_UNRESOLVED);
 	while (dedupfs_attach(w, NULL) == -ENOSPC)
@@ -418,7 +448,7 @@ static int resolve_again(struct dedupfs_window *w)
 	int n;
 
 	if (w->pool->counter_tells_mapping)
-		return dedupfs_wait_for_writer(w->di->lower, false);
+		return dedupfs_wait_for_writer(w->pool, w->di->lower, false);
 	n = resolve(w, w->nr, 0, w->again, &got);
 	if (n < 0)
 		return n;
@@ -443,7 +473,7 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	if (err == DEDUPFS_DIRTY)
 		return err;
 	if (err == -EAGAIN)
-		return DEDUPFS_UNSTABLE;
+		return dedupfs_locked_too_long(w->map);
 	if (err)
 		goto unresolved;
 	nr = min(nr, w->nr);
@@ -463,7 +493,8 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	inode_unlock_shared(w->di->lower);
 	if (!w->pool->counter_tells_mapping)
 		dedupfs_find_witnesses(w);
-	fill = dedupfs_fill_start(w->inode, w->ranges, w->nr_ranges, index, nr, w->limited);
+	fill = dedupfs_fill_start(w->inode, w->ranges, w->nr_ranges, index, nr, w->limited,
+				  w->slot);
 	w->filled = fill ? dedupfs_fill_pages(fill) : 0;
 	/* Attached now, we would be detached when it is published: join then. */
 	if (fill && !w->filled && first_is_being_filled(w)) {
@@ -479,7 +510,7 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	}
 	err = resolve_again(w);
 	if (err == -EAGAIN)
-		err = DEDUPFS_UNSTABLE;
+		err = dedupfs_locked_too_long(w->map);
 	else if (err && err != -ESTALE)
 		goto unresolved;
 	if (!err && (held_below(w) || write_back_is_failing(w)))
@@ -503,6 +534,9 @@ unresolved:
 	return DEDUPFS_UNRESOLVED;
 }
 
+/* Of a map: they are memory that nobody else takes back.  It begins anew then. */
+#define EXTENTS_MAX	65536
+
 static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 {
 	struct dedupfs_inode *di = w->di;
@@ -515,30 +549,34 @@ static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	if (dedupfs_lower_failed(di->lower))
 		return DEDUPFS_UNRESOLVED;
 	nr = min(nr, pages - index);
-	w->change_seq = atomic_read(&w->map->change_seq);
+	sample_changes(w);
 	if (atomic_read(&w->map->changing))
 		return DEDUPFS_CHANGING;
+	if (READ_ONCE(w->map->nr_extents) > EXTENTS_MAX)
+		dedupfs_detach(w->map, 0, ULONG_MAX);
+	/*
+	 * A loop device may lie on a file that shares blocks with this one, or
+	 * on this one: to have memory written to it while pages are claimed, or
+	 * fill_sem is held, could wait for us.
+	 */
+	noio = memalloc_noio_save();
 	err = dedupfs_baseline(w->map);
 	if (err > 0)
 		dedupfs_unstable_for(w->map, UNSTABLE_TIME);
+	if (!err && down_read_killable(&w->map->fill_sem))
+		err = -EINTR;
 	if (err)
-		return err;
-	if (down_read_killable(&w->map->fill_sem))
-		return -EINTR;
+		goto out;
 	w->baseline = READ_ONCE(w->map->baseline);
 	/* Resolve more than is filled: one FIEMAP serves many windows. */
 	w->index = index;
 	w->nr = min_t(pgoff_t, DEDUPFS_RESOLVE_PAGES, pages - index);
 	w->nr = dedupfs_clean_pages(di->lower, index, w->nr);
-	/*
-	 * A loop device may lie on a file that shares blocks with this one: to
-	 * have memory written to it while pages are claimed could wait for us.
-	 */
-	noio = memalloc_noio_save();
 	err = w->nr ? resolve_and_fill(w, index, min(nr, w->nr)) : DEDUPFS_DIRTY;
-	memalloc_noio_restore(noio);
 	dedupfs_put_witnesses(w);
 	up_read(&w->map->fill_sem);
+out:
+	memalloc_noio_restore(noio);
 	return err;
 }
 
@@ -550,6 +588,8 @@ static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
  * @index:	first file page
  * @nr:		pages, at most DEDUPFS_FILL_MAX
  * @limited:	the reads may be held back by the I/O controller
+ * @slot:	the group's count of fills, in which the caller counts: a fill that
+ *		outlives him goes on to.  Or NULL
  *
  * Best effort: afterwards the caller looks again, and what is still not in
  * the pool comes from the lower page cache.
@@ -558,7 +598,8 @@ static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
  * Return: 0; a reason (enum dedupfs_reason) why the file is not stable now;
  * or -EINTR, -ENOMEM.
  */
-int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limited)
+int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limited,
+		     atomic_t *slot)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct dedupfs_pool *pool = dedupfs_pool(inode);
@@ -568,12 +609,17 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limite
 
 	if (!dedupfs_can_prove(pool))
 		return DEDUPFS_UNRESOLVED;
+	if (dedupfs_far_above_limit(pool)) {
+		dedupfs_shrink_to_limit(pool);
+		return DEDUPFS_UNSTABLE;
+	}
 	if (!dedupfs_map_get(di))
 		return -ENOMEM;
 	w = window_new(inode);
 	if (!w)
 		return -ENOMEM;
 	w->limited = limited;
+	w->slot = slot;
 	for (try = 0; try < POPULATE_TRIES; try++) {
 		w->last_try = try == POPULATE_TRIES - 1;
 		err = populate_once(w, index, nr);
@@ -641,15 +687,18 @@ static int any_poolable(struct dedupfs_window *w, pgoff_t pages)
  */
 static void attach_found(struct dedupfs_window *w, u64 counter)
 {
+	unsigned int noio;
+
 	if (!w->nr_ranges || w->nr > DEDUPFS_RESOLVE_PAGES)
 		return;
 	w->map = dedupfs_map_get(w->di);
 	if (!w->map)
 		return;
-	w->change_seq = atomic_read(&w->map->change_seq);
+	sample_changes(w);
+	noio = memalloc_noio_save();
 	if (atomic_read(&w->map->changing) || dedupfs_baseline(w->map) ||
 	    down_read_killable(&w->map->fill_sem))
-		return;
+		goto out;
 	w->baseline = READ_ONCE(w->map->baseline);
 	if (w->baseline == counter && !held_below(w))
 		while (dedupfs_attach(w, NULL) == -ENOSPC)
@@ -657,13 +706,9 @@ static void attach_found(struct dedupfs_window *w, u64 counter)
 	if (w->joined)
 		drop_lower_copies(w, w->index, w->nr);
 	up_read(&w->map->fill_sem);
+out:
+	memalloc_noio_restore(noio);
 }
-
-/*
- * How long a file is taken to be plain while its counter stands: it can become
- * the source of a clone or a dedupe made below, which moves only the other's.
- */
-#define PLAIN_TIME	(5 * HZ)
 
 /**
  * dedupfs_decide - is there anything in a file for the pool?
@@ -719,7 +764,7 @@ void dedupfs_decide(struct inode *inode)
 		WRITE_ONCE(di->plain_at, DEDUPFS_UNARMED);
 		return;
 	}
-	WRITE_ONCE(di->plain_until, jiffies + PLAIN_TIME);
+	WRITE_ONCE(di->plain_until, jiffies + DEDUPFS_PLAIN_TIME);
 	WRITE_ONCE(di->plain_at, counter);
 	if (!plain)
 		dedupfs_count(pool, DEDUPFS_NOT_SHARED + reason, size);

@@ -190,18 +190,23 @@ static unsigned long shrink_scan(struct shrinker *shrinker, struct shrink_contro
 	return freed;
 }
 
+/* How many pages are looked at for each that is to go: no more, if they are in use. */
+#define LOOK_RATIO	32
+#define LOOK_MIN	1024
+
 /**
  * dedupfs_shrink_to_limit - evict what is over the pool's limit
  * @pool:	pool
  *
- * Gives up after it has looked at every page three times: pages that are in
- * use stay, and the limit is met later.
+ * Gives up after it has looked at every page three times, or at many: pages
+ * that are in use stay, and the limit is met later.
  *
  * Context: may sleep.  No page lock, no pool->sem.
  */
 void dedupfs_shrink_to_limit(struct dedupfs_pool *pool)
 {
 	unsigned long limit = READ_ONCE(pool->limit);
+	unsigned long look;
 	long over;
 	int nid, round;
 
@@ -212,7 +217,9 @@ void dedupfs_shrink_to_limit(struct dedupfs_pool *pool)
 			over = atomic_long_read(&pool->nr_pages) - (long)limit;
 			if (over <= 0)
 				return;
-			scan_node(pool, &pool->nodes[nid], pool->nodes[nid].nr, over);
+			look = min_t(unsigned long, pool->nodes[nid].nr,
+				     LOOK_RATIO * over + LOOK_MIN);
+			scan_node(pool, &pool->nodes[nid], look, over);
 			cond_resched();
 		}
 	}
@@ -247,6 +254,10 @@ int dedupfs_shrink_init(struct dedupfs_pool *pool)
 	pool->shrinker->seeks = DEFAULT_SEEKS;
 	pool->shrinker->private_data = pool;
 	shrinker_register(pool->shrinker);
+	if (!dedupfs_shrinker_is_registered(pool->shrinker)) {
+		dedupfs_shrink_exit(pool);
+		return -ENOMEM;
+	}
 	return 0;
 }
 

@@ -390,7 +390,7 @@ static int join_pool(struct fs_context *fc, struct dedupfs_sb *sbi)
 		pr_warn("%s: the filesystem keeps no change counters (i_version) on this kernel, so nothing is shared in memory\n",
 			config->lowerdir);
 	else if (!pool->observer)
-		pr_warn("%s: this kernel does not let dedupfs see which blocks files share, so nothing is shared in memory; it needs CONFIG_DYNAMIC_FTRACE_WITH_REGS, kernel.ftrace_enabled=1 and no lockdown when the module is loaded\n",
+		pr_warn("%s: this kernel does not let dedupfs see which blocks files share, so nothing is shared in memory; it needs CONFIG_DYNAMIC_FTRACE_WITH_REGS, and kernel.ftrace_enabled=1 when the module is loaded\n",
 			config->lowerdir);
 	return 0;
 }

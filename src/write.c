@@ -111,6 +111,8 @@ void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last)
 	/* What was changed comes before the word that it is over. */
 	smp_mb__before_atomic();
 	atomic_inc(&map->change_seq);
+	/* Who sees that nothing is changing any more sees that something has. */
+	smp_mb__after_atomic();
 	atomic_dec(&map->changing);
 }
 
@@ -151,7 +153,11 @@ void dedupfs_truncate_end(struct inode *inode, loff_t start)
 	WRITE_ONCE(di->map->truncating, NULL);
 	dedupfs_change_end(inode, start, LLONG_MAX);
 	atomic_dec(&di->map->writers);
+	/* Pairs with dedupfs_foreign_writers(): never one of ours too many. */
+	smp_mb__after_atomic();
 	put_write_access(di->lower);
+	/* Another one below may have come between. */
+	dedupfs_look_for_changes(di);
 }
 
 /*
@@ -458,6 +464,8 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 	dedupfs_wb_err_end(out, lower, wb_err);
 	dedupfs_change_end(inode, start, last);
 	file_end_write(lower);
+	/* A truncation below may have come between: see dedupfs_write_iter(). */
+	dedupfs_look_for_changes(DEDUPFS_I(inode));
 	dedupfs_copy_attr(inode);
 	/* Before 6.5 nobody else says so, and the lower file is silent. */
 	if (ret > 0)
@@ -478,7 +486,7 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 {
 	struct file *lower = dedupfs_lower_file(file);
 	struct inode *inode = file_inode(file);
-	loff_t start = dedupfs_change_start(inode, offset), last = LLONG_MAX;
+	loff_t start, last = LLONG_MAX;
 	long ret;
 
 	if (IS_ERR(lower))
@@ -487,9 +495,11 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 	if (ret)
 		return ret;
 	inode_lock(inode);
+	start = dedupfs_change_start(inode, offset);
 	dedupfs_change_begin(inode, start, last);
 	ret = vfs_fallocate(lower, mode, offset, len);
 	dedupfs_change_end(inode, start, last);
+	dedupfs_look_for_changes(DEDUPFS_I(inode));
 	dedupfs_copy_attr_locked(inode);
 	inode_unlock(inode);
 	return ret;

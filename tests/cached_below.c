@@ -13,12 +13,25 @@ FIXTURE(pair) {
 	long disk;
 };
 
+/* What was changed since the machine runs is read from disk: have it older. */
+static void move_clock(time_t seconds)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	ts.tv_sec += seconds;
+	if (clock_settime(CLOCK_REALTIME, &ts))
+		die("clock_settime");
+}
+
 FIXTURE_SETUP(pair)
 {
 	self->want = malloc(SIZE);
 	fill(self->want, SIZE, 1, 0);
+	move_clock(-86400);
 	make_file(low("a"), SIZE, 1);
 	make_clone(low("a"), low("b"));
+	move_clock(86400);
 	drop_caches("3");
 	fiemap(low("a"), NULL, 0);
 	fiemap(low("b"), NULL, 0);
@@ -41,7 +54,8 @@ TEST_F(pair, read_below_then_through)
 	EXPECT_EQ(-1, differs_from(low("a"), self->want, SIZE));
 	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
 	EXPECT_GE(103, COPIES());
-	EXPECT_GE(110, DISK_READ());
+	/* Who finds the inode locked for a moment reads a window (1 MiB) from disk. */
+	EXPECT_GE(130, DISK_READ());
 }
 
 TEST_F(pair, mapped_below_then_through)
@@ -68,8 +82,8 @@ TEST_F(pair, written_through_then_read)
 	EXPECT_EQ(0, fsync(fd));
 	EXPECT_EQ(-1, differs_from(up("c"), self->want, SIZE));
 	EXPECT_GE(103, COPIES());
-	/* (What was written is read from disk once on btrfs.) */
-	EXPECT_GE(btrfs ? 110 : 10, DISK_READ());
+	/* (What was written is read from disk once.) */
+	EXPECT_GE(110, DISK_READ());
 	close(fd);
 	unlink(up("c"));
 }
@@ -103,6 +117,71 @@ TEST_F(pair, dirty_below_is_seen)
 	write_all(fd, self->want + 5 * PAGE, PAGE, 5 * PAGE);
 	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
 	close(fd);
+}
+
+/* --- a direct write that fails half way ---------------------------------------- */
+
+static void read_directly(const char *path, char *buf, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_DIRECT);
+
+	if (pread(fd, buf, size, 0) != (ssize_t)size)
+		die("direct read of %s", path);
+	close(fd);
+}
+
+/*
+ * Two pages are written in each other's place, from a mapping of the file
+ * itself, which brings them into the page cache while they are written; the
+ * third is not there.  XFS leaves the old ones in the cache, and it is theirs
+ * to do so; but the pool would show them to other files.
+ */
+static void fail_half_way(struct __test_metadata *_metadata, char *(*at)(const char *fmt, ...))
+{
+	enum { NR = 2 };
+	char *map, *buf, *on_disk = aligned_alloc(PAGE, NR * PAGE), *old = malloc(NR * PAGE);
+	int fd, ro;
+	ssize_t n;
+
+	make_file(low("x"), NR * PAGE, 3);
+	drop_caches("3");
+	fd = open(at("x"), O_RDWR | O_DIRECT);
+	ro = open(at("x"), O_RDONLY);
+	ASSERT_LE(0, fd);
+	map = mmap(NULL, NR * PAGE, PROT_READ, MAP_SHARED, ro, 0);
+	buf = mmap(NULL, 3 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, mmap(buf, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, ro, PAGE));
+	ASSERT_NE(MAP_FAILED, mmap(buf + PAGE, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, ro, 0));
+	munmap(buf + 2 * PAGE, PAGE);
+	n = pwrite(fd, buf, 3 * PAGE, 0);
+	touch(map, NR * PAGE);
+	memcpy(old, map, NR * PAGE);
+	read_directly(low("x"), on_disk, NR * PAGE);
+	TH_LOG("written: %zd, the page cache is %s", n, memcmp(on_disk, old, NR * PAGE) ?
+	       "not what is on the disk" : "right");
+
+	ASSERT_EQ(0, clone_file(at("x"), at("z")));
+	hash_read(up("x"), 64 * KiB);
+	EXPECT_EQ(-1, differs_from(up("z"), on_disk, NR * PAGE));
+	EXPECT_EQ(-1, differs_from(low("z"), on_disk, NR * PAGE));
+	munmap(map, NR * PAGE);
+	munmap(buf, 2 * PAGE);
+	close(fd);
+	close(ro);
+	unlink(low("x"));
+	unlink(low("z"));
+	free(on_disk);
+	free(old);
+}
+
+TEST(direct_write_that_fails_below)
+{
+	fail_half_way(_metadata, low);
+}
+
+TEST(direct_write_that_fails_above)
+{
+	fail_half_way(_metadata, up);
 }
 
 TEST_HARNESS_MAIN

@@ -461,6 +461,69 @@ TEST_F(clones, read_while_another_keeps_his_locked)
 	}
 }
 
+static int fiemap_own_and_wait(int arg)
+{
+	struct fiemap *fm = (void *)(a_page_to_wait_for() - sizeof(*fm));
+
+	*fm = (struct fiemap){ .fm_length = SIZE, .fm_extent_count = 8 };
+	return ioctl(open(low("a"), O_RDONLY), FS_IOC_FIEMAP, fm);
+}
+
+static int read_own(int arg)
+{
+	return check_file(up("a"), SIZE, 1) != -1;
+}
+
+static int map_own(int arg)
+{
+	char *map = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
+
+	return mismatch(map, SIZE, 1, 0) != -1;
+}
+
+/*
+ * On btrfs a read takes no lock, so it does not wait for who holds one on the
+ * very file: a clone of it that takes long, or a user as above.
+ */
+TEST_F(clones, read_while_it_is_locked)
+{
+	int (*const ways[])(int) = { read_own, map_own };
+	char page[PAGE] = "";
+	pid_t waiter, user;
+	unsigned int i;
+	double begun;
+	int fd;
+
+	if (!btrfs)
+		SKIP(return, "reads of XFS take the lock");
+	for (i = 0; i < 2; i++) {
+		drop_caches("3");
+		/* The rest is to come. */
+		fd = open(up("a"), O_RDONLY);
+		ASSERT_EQ(PAGE, pread(fd, page, PAGE, 0));
+		close(fd);
+		memset(page, 0, PAGE);
+		ASSERT_TRUE(begin_and_stop("locker", fiemap_own_and_wait, 0))
+			TH_LOG("no userfaultfd");
+		waiter = fork();
+		if (!waiter)
+			_exit(chmod(low("a"), 0640));
+		usleep(300000);
+		begun = now();
+		user = fork();
+		if (!user)
+			_exit(ways[i](0));
+		while (!is_done(user) && now() < begun + 30 * TIME_FACTOR)
+			usleep(10000);
+		TH_LOG("%s: %.1f s", i ? "mapped" : "read", now() - begun);
+		EXPECT_GT(30 * TIME_FACTOR, now() - begun) TH_LOG("it waits for the lock");
+		ASSERT_TRUE(let_it_go_on(page));
+		EXPECT_EQ(0, slow_end());
+		EXPECT_TRUE(ended_well(waiter));
+		EXPECT_TRUE(ended_well(user));
+	}
+}
+
 /* --- a program that changes while it is being executed ----------------------- */
 
 static int program_output[2];
