@@ -313,7 +313,7 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	wait = dedupfs_wait_new();
 	if (!wait)
 		return 0;
-	if (!dedupfs_populate_async(inode, index, nr, dedupfs_wait_get(wait))) {
+	if (!dedupfs_populate_async(inode, index, nr, dedupfs_wait_get(wait), false)) {
 		dedupfs_wait_put(wait);
 		dedupfs_wait_put(wait);
 		return 0;

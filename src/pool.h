@@ -170,7 +170,7 @@ struct dedupfs_wait {
 };
 
 bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
-			    struct dedupfs_wait *wait);
+			    struct dedupfs_wait *wait, bool below);
 struct dedupfs_wait *dedupfs_wait_new(void);
 struct dedupfs_wait *dedupfs_wait_get(struct dedupfs_wait *wait);
 void dedupfs_wait_put(struct dedupfs_wait *wait);

@@ -31,6 +31,7 @@ struct fill_work {
 	pgoff_t index;
 	pgoff_t nr;
 	struct dedupfs_wait *wait;
+	bool below;		/* what is not pooled is wanted, too */
 	struct cgroup_subsys_state *io_group;	/* whose disk time it is; held until the end */
 };
 
@@ -127,9 +128,37 @@ static void fill_for_waiter(struct fill_work *fw)
 	}
 }
 
+/*
+ * Into the lower page cache: what is known to come from there, and with @all
+ * that of which nothing is known.
+ */
+static void read_ahead_below(struct inode *inode, pgoff_t index, pgoff_t end, bool all)
+{
+	struct address_space *mapping = dedupfs_lower(inode)->i_mapping;
+	struct dedupfs_map *map = dedupfs_map_of(DEDUPFS_I(inode));
+	struct dedupfs_range r;
+	pgoff_t nr;
+
+	end = min_t(pgoff_t, end, DIV_ROUND_UP(i_size_read(dedupfs_lower(inode)), PAGE_SIZE));
+	for (; index < end; index += nr) {
+		DEFINE_READAHEAD(ractl, NULL, NULL, mapping, index);
+
+		nr = all ? end - index : 1;
+		if (map && dedupfs_map_lookup(map, index, &r)) {
+			nr = min(end - index, r.nr);
+			if (r.reason == DEDUPFS_POOLED || r.reason == DEDUPFS_HOLE)
+				continue;
+		} else if (!all) {
+			continue;
+		}
+		page_cache_ra_unbounded(&ractl, nr, 0);
+	}
+}
+
 static void fill_work_fn(struct work_struct *work)
 {
 	struct fill_work *fw = container_of(work, struct fill_work, work);
+	int err;
 
 	kthread_associate_blkcg(fw->io_group);
 	if (fw->wait) {
@@ -137,7 +166,10 @@ static void fill_work_fn(struct work_struct *work)
 		complete_all(&fw->wait->done);
 		wait_put(fw->wait);
 	} else {
-		dedupfs_populate(fw->inode, fw->index, fw->nr, may_be_limited(fw->io_group), NULL);
+		err = dedupfs_populate(fw->inode, fw->index, fw->nr,
+				       may_be_limited(fw->io_group), NULL);
+		if (fw->below)
+			read_ahead_below(fw->inode, fw->index, fw->index + fw->nr, err > 0);
 	}
 	kthread_associate_blkcg(NULL);
 	if (may_be_limited(fw->io_group))
@@ -155,13 +187,15 @@ static void fill_work_fn(struct work_struct *work)
  * @nr:		pages
  * @wait:	completed when the worker is through; takes over a reference.
  *		May be NULL
+ * @below:	what is not for the pool is to be read into the lower page cache;
+ *		where nobody waits
  *
  * Context: may sleep (allocates).
  * Return: false without memory, or with too much work queued; @wait is then
  * still the caller's.
  */
 bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
-			    struct dedupfs_wait *wait)
+			    struct dedupfs_wait *wait, bool below)
 {
 	struct cgroup_subsys_state *io_group = dedupfs_io_group_of(current);
 	struct fill_work *fw = NULL;
@@ -181,6 +215,7 @@ bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 	fw->index = index;
 	fw->nr = nr;
 	fw->wait = wait;
+	fw->below = below;
 	fw->io_group = io_group;
 	queue_work(fill_wq, &fw->work);
 	return true;
@@ -301,7 +336,7 @@ static void fill_ahead(struct inode *inode, struct file *file, pgoff_t next)
 
 	if (((loff_t)next << PAGE_SHIFT) >= i_size_read(dedupfs_lower(inode)))
 		return;
-	if (dedupfs_populate_async(inode, next, nr, NULL)) {
+	if (dedupfs_populate_async(inode, next, nr, NULL, false)) {
 		ra->async_size = nr;
 		ra->size = nr;
 		ra->start = next + nr;
@@ -663,13 +698,10 @@ ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_inf
 }
 
 /* readahead(2), POSIX_FADV_WILLNEED: fill the pool, not the lower page cache. */
-static void willneed(struct file *file, loff_t offset, loff_t len)
+static void willneed(struct inode *inode, loff_t offset, loff_t len)
 {
-	struct inode *inode = file_inode(file);
-	struct dedupfs_map *map = dedupfs_map_of(DEDUPFS_I(inode));
 	loff_t size = i_size_read(dedupfs_lower(inode));
-	pgoff_t index = offset >> PAGE_SHIFT, end, nr;
-	struct dedupfs_range r;
+	pgoff_t index = offset >> PAGE_SHIFT, end;
 
 	if (offset >= size)
 		return;
@@ -677,19 +709,11 @@ static void willneed(struct file *file, loff_t offset, loff_t len)
 		len = size - offset;
 	end = DIV_ROUND_UP(offset + len, PAGE_SIZE);
 	end = min_t(pgoff_t, end, index + nr_free_buffer_pages() / 4);
-	for (; index < end; index += nr) {
-		nr = min_t(pgoff_t, end - index, DEDUPFS_FILL_MAX);
-		if (!map || !dedupfs_map_lookup(map, index, &r) || r.reason == DEDUPFS_POOLED) {
-			if (!dedupfs_populate_async(inode, index, nr, NULL))
-				break;
-			continue;
-		}
-		/* What is known to come from below. */
-		nr = min_t(pgoff_t, end - index, r.nr);
-		if (r.reason != DEDUPFS_HOLE && r.reason != DEDUPFS_UNWRITTEN)
-			generic_fadvise(file, (loff_t)index << PAGE_SHIFT,
-					(loff_t)nr << PAGE_SHIFT, POSIX_FADV_WILLNEED);
-	}
+	for (; index < end; index += DEDUPFS_FILL_MAX)
+		if (!dedupfs_populate_async(inode, index,
+					    min_t(pgoff_t, end - index, DEDUPFS_FILL_MAX), NULL,
+					    true))
+			break;
 }
 
 /** dedupfs_fadvise - ->fadvise */
@@ -704,7 +728,7 @@ int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice)
 		if (len < 0)
 			return -EINVAL;
 		if (offset >= 0)
-			willneed(file, offset, len);
+			willneed(inode, offset, len);
 		return 0;
 	}
 	/* f_mapping and f_ra are all that it looks at. */

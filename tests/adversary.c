@@ -315,6 +315,90 @@ TEST_F(user, calls_ioctls_at_random)
 	shell("chattr -R -i -a %s 2>/dev/null", low("mine"));
 }
 
+/* From its end to its beginning: what is known of a file comes to be one extent. */
+TEST(reads_backwards)
+{
+	enum { NR = 8192 };
+	int fd, i, bad = 0;
+	char page[PAGE];
+	long attachments;
+
+	if (!have_pool)
+		SKIP(return, "there is no dedupfs");
+	make_file(low("back"), NR * PAGE, 1);
+	make_clone(low("back"), low("back.twin"));
+	drop_caches("3");
+	fd = open(up("back"), O_RDONLY);
+	attachments = pool("attachments");
+	posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+	for (i = NR - 1; i > NR / 2; i--) {
+		if (pread(fd, page, PAGE, i * PAGE) != PAGE ||
+		    (i % 64 == 0 && mismatch(page, PAGE, 1, i * PAGE) != -1))
+			bad++;
+	}
+	EXPECT_EQ(0, bad);
+	TH_LOG("%ld attachments more", pool("attachments") - attachments);
+	EXPECT_GE(attachments + 64, pool("attachments"));
+	close(fd);
+	unlink(low("back"));
+	unlink(low("back.twin"));
+}
+
+/*
+ * Thousands of clones of one block, many of which have changed since: who comes
+ * next looks at a bounded number, and what he reads is right.
+ */
+TEST(thousands_of_clones)
+{
+	const int nr = 5000 / TIME_FACTOR;
+	int from, fd, i, bad = 0;
+	long attachments, repeated;
+	char page[PAGE];
+	double begun;
+
+	if (!have_pool)
+		SKIP(return, "there is no dedupfs");
+	make_file(low("one"), PAGE, 1);
+	from = open(low("one"), O_RDONLY);
+	mkdir(low("all"), 0755);
+	for (i = 0; i < nr; i++) {
+		fd = open(low("all/%d", i), O_RDWR | O_CREAT, 0644);
+		ASSERT_EQ(0, ioctl(fd, FICLONE, from));
+		close(fd);
+	}
+	close(from);
+	sync();
+	attachments = pool("attachments");
+	repeated = pool("not_shared/repeated");
+	for (i = 0; i < nr; i++) {
+		fd = open(up("all/%d", i), O_RDONLY);
+		if (pread(fd, page, PAGE, 0) != PAGE || mismatch(page, PAGE, 1, 0) != -1)
+			bad++;
+		close(fd);
+	}
+	EXPECT_EQ(0, bad);
+	EXPECT_GE(attachments + 4096, pool("attachments"));
+	if (nr > 4096)
+		EXPECT_LT(repeated, pool("not_shared/repeated"));
+	for (i = 0; i < nr; i += 2)
+		ASSERT_EQ(0, chmod(up("all/%d", i), 0600));
+	/* One that holds a page of its own there, and one that does not. */
+	begun = now();
+	for (i = 0; i < 4; i++)
+		EXPECT_EQ(-1, check_file(up("all/%d", i), PAGE, 1));
+	TH_LOG("four of them anew: %.3f s", now() - begun);
+	fd = open(up("all/1"), O_RDWR);
+	fill(page, PAGE, 2, 0);
+	write_all(fd, page, PAGE, 0);
+	close(fd);
+	for (i = 0; i < nr; i++)
+		if (check_file(up("all/%d", i), PAGE, i == 1 ? 2 : 1) != -1)
+			bad++;
+	EXPECT_EQ(0, bad);
+	rm_rf(low("all"));
+	unlink(low("one"));
+}
+
 /* Options that nobody would write: mounted or refused, and no more. */
 TEST(mounts_with_any_option)
 {

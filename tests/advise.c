@@ -119,4 +119,43 @@ TEST_F(pair, asked_for_and_then_read_costs_one_copy)
 	EXPECT_GE((long)SIZE * 110 / 100, disk_read_bytes() - disk);
 }
 
+/* What is not shared, or compressed, is read ahead below. */
+TEST(asked_for_of_what_is_not_shared)
+{
+	char buf[PAGE] = "all of it is like this";
+	long disk;
+	int fd, i;
+
+	make_file(low("part"), SIZE, 1);
+	make_clone(low("part"), low("twin"));
+	fd = open(low("part"), O_RDWR);
+	if (btrfs)
+		ASSERT_EQ(0, shell("btrfs property set %s compression zstd", low("part")));
+	else
+		fill(buf, PAGE, 2, 0);
+	for (i = 0; i < (int)(SIZE / 2 / PAGE); i++) {
+		memcpy(buf, &i, sizeof(i));
+		write_all(fd, buf, PAGE, SIZE / 2 + i * PAGE);
+	}
+	ASSERT_EQ(0, fsync(fd));
+	close(fd);
+	drop_caches("3");
+	fd = open(up("part"), O_RDONLY);
+	/* It is known where it lies, but none of it is cached. */
+	ASSERT_EQ(1, pread(fd, &i, 1, SIZE / 2));
+	drop_caches("1");
+	disk = disk_read_bytes();
+	ASSERT_EQ(0, posix_fadvise(fd, SIZE / 2, SIZE / 2, POSIX_FADV_WILLNEED));
+	for (i = 0; i < 300 * TIME_FACTOR; i++) {
+		if (cached_pages(low("part"), SIZE) >= (long)(SIZE / PAGE / 2))
+			break;
+		usleep(10000);
+	}
+	EXPECT_LE((long)(SIZE / PAGE / 2), cached_pages(low("part"), SIZE));
+	EXPECT_LT(disk, disk_read_bytes());
+	close(fd);
+	unlink(low("part"));
+	unlink(low("twin"));
+}
+
 TEST_HARNESS_MAIN

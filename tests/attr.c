@@ -424,4 +424,27 @@ TEST(set_id_bits_that_were_set_below)
 	EXPECT_EQ(0, mode_of(low("f")) & 07000);
 }
 
+/* What is written to a fifo is no data of the file; but it moves its times. */
+static void fifo_is_written_to(void)
+{
+	struct stat a, b;
+	int fd;
+
+	mkfifo("fifo", 0644);
+	fd = open("fifo", O_RDWR);
+	stat("fifo", &a);
+	usleep(50000);
+	VAL(write(fd, "x", 1));
+	stat("fifo", &b);
+	say("mtime %d ctime %d", b.st_mtim.tv_sec > a.st_mtim.tv_sec ||
+	    b.st_mtim.tv_nsec > a.st_mtim.tv_nsec, b.st_ctim.tv_sec > a.st_ctim.tv_sec ||
+	    b.st_ctim.tv_nsec > a.st_ctim.tv_nsec);
+	close(fd);
+}
+
+TEST(times_of_a_fifo)
+{
+	SAME(fifo_is_written_to);
+}
+
 TEST_HARNESS_MAIN

@@ -324,4 +324,32 @@ TEST_F(merge, a_plain_file_that_is_cloned)
 	EXPECT_GE((long)BIG * 103 / 100, cache_bytes() - cache);
 }
 
+/*
+ * In pieces that the filesystem cannot clone: it copies them, and nothing has
+ * come to be shared that would be cached elsewhere from now on.
+ */
+TEST(copied_in_small_pieces)
+{
+	const size_t size = 64 * KiB, piece = 1000;
+	loff_t from = 0, to = 0;
+	int in, out;
+	long disk;
+
+	make_file(low("in"), size, 1);
+	drop_caches("3");
+	in = open(up("in"), O_RDONLY);
+	out = open(up("out"), O_RDWR | O_CREAT, 0644);
+	EXPECT_EQ(-1, check_file(up("in"), size, 1));
+	disk = disk_read_bytes();
+	while (from < (loff_t)size)
+		ASSERT_LT(0, copy_file_range(in, &from, out, &to, piece, 0));
+	/* (btrfs may read of its trees.) */
+	EXPECT_GE((long)size, disk_read_bytes() - disk);
+	EXPECT_EQ(-1, check_file(up("out"), size, 1));
+	close(in);
+	close(out);
+	unlink(low("in"));
+	unlink(low("out"));
+}
+
 TEST_HARNESS_MAIN

@@ -173,6 +173,40 @@ TEST(nowait)
 	SAME(by_nowait);
 }
 
+/* What is cached is there at once, also in a file that is written to all the time. */
+static void written_to_and_nowait(void)
+{
+	static const char *const names[] = { "shared", "alone" };
+	static char buf[PAGE];
+	struct iovec iov = { buf, sizeof(buf) };
+	int fd, i, k;
+
+	make_pooled("shared", SIZE, 1);
+	make_file("alone", SIZE, 2);
+	for (k = 0; k < 2; k++) {
+		fd = open(names[k], O_RDWR);
+		for (i = 0; i < 6; i++) {
+			fill(buf, PAGE, 3 + i, 0);
+			write_all(fd, buf, PAGE, 3 * PAGE);
+			VAL(pread(fd, buf, PAGE, 3 * PAGE));
+			VAL(preadv2(fd, &iov, 1, 3 * PAGE, RWF_NOWAIT));
+			say("%ld", mismatch(buf, PAGE, 3 + i, 0));
+			if (i < 3)
+				continue;
+			fsync(fd);
+			VAL(pread(fd, buf, PAGE, 3 * PAGE));
+			VAL(preadv2(fd, &iov, 1, 3 * PAGE, RWF_NOWAIT));
+			say("%ld", mismatch(buf, PAGE, 3 + i, 0));
+		}
+		close(fd);
+	}
+}
+
+TEST(nowait_of_what_was_written)
+{
+	SAME(written_to_and_nowait);
+}
+
 static void by_sendfile(void)
 {
 	char *buf = malloc(2 * SIZE);
