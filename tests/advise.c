@@ -129,10 +129,11 @@ TEST(asked_for_of_what_is_not_shared)
 	make_file(low("part"), SIZE, 1);
 	make_clone(low("part"), low("twin"));
 	fd = open(low("part"), O_RDWR);
-	if (btrfs)
+	if (btrfs) {
 		ASSERT_EQ(0, shell("btrfs property set %s compression zstd", low("part")));
-	else
+	} else {
 		fill(buf, PAGE, 2, 0);
+	}
 	for (i = 0; i < (int)(SIZE / 2 / PAGE); i++) {
 		memcpy(buf, &i, sizeof(i));
 		write_all(fd, buf, PAGE, SIZE / 2 + i * PAGE);
