@@ -81,7 +81,7 @@ dkms += $(if $(DKMS_ROOT),--dkmstree $(DKMS_ROOT)/var/lib/dkms --sourcetree $(DK
 	--installtree $(DKMS_ROOT)/lib/modules)
 other_kernels = $(if $(asked)$(DKMS_ROOT),,$(filter-out $(KVER),$(foreach k,$(notdir $(wildcard /lib/modules/*)), \
 	$(if $(wildcard /lib/modules/$(k)/build/Makefile),$(if $(wildcard /lib/modules/$(k)/kernel),$(k))))))
-dkms-install: running-headers modules
+dkms-install: running-headers
 	@command -v dkms >/dev/null || { echo "dedupfs: install dkms first" >&2; exit 1; }
 	$(if $(DKMS_ROOT),@mkdir -p $(DKMS_ROOT)/var/lib/dkms $(DKMS_ROOT)/lib/modules/$(KVER))
 	@$(dkms) remove dedupfs/$(version) --all >/dev/null 2>&1 || true
@@ -94,7 +94,7 @@ dkms-install: running-headers modules
 	$(dkms) add dedupfs/$(version)
 	$(dkms) build dedupfs/$(version) -k $(KVER)
 	$(dkms) install dedupfs/$(version) -k $(KVER) --force
-	@for k in $(other_kernels); do $(dkms) install dedupfs/$(version) -k $$k || \
+	@for k in $(other_kernels); do $(dkms) install dedupfs/$(version) -k $$k --force || \
 		echo "dedupfs: not built for $$k, an installed kernel" >&2; done
 
 dkms-remove:

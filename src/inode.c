@@ -495,13 +495,15 @@ int dedupfs_update_time(struct inode *inode, int flags)
 {
 	struct inode *lower = dedupfs_lower(inode);
 	struct path path;
-	int err;
+	int err = 0;
 
 	if (!(flags & S_ATIME)) {
-		if (S_ISREG(inode->i_mode) || mnt_want_write(DEDUPFS_SB(inode->i_sb)->lower.mnt))
+		/* Who writes to a fifo does not wait for a frozen filesystem. */
+		if (S_ISREG(inode->i_mode) || !sb_start_write_trylock(lower->i_sb))
 			return 0;
-		err = dedupfs_lower_update_time(lower, flags & (S_MTIME | S_CTIME));
-		mnt_drop_write(DEDUPFS_SB(inode->i_sb)->lower.mnt);
+		if (!__mnt_is_readonly(DEDUPFS_SB(inode->i_sb)->lower.mnt))
+			err = dedupfs_lower_update_time(lower, flags & (S_MTIME | S_CTIME));
+		sb_end_write(lower->i_sb);
 		dedupfs_copy_attr(inode);
 		return err;
 	}

@@ -581,13 +581,18 @@ static void fill_finish(struct dedupfs_fill *fill, unsigned int i, unsigned int 
  */
 static bool cache_may_be_wrong(const struct dedupfs_pool *pool, const struct inode *lower)
 {
+	static s64 begun = S64_MAX;
 	struct timespec64 boot;
+	s64 now;
 
 	if (pool->fiemap_sync)
 		return READ_ONCE(lower->dirtied_when);
+	/* It moves as the clock is set.  (And the time of a file is that of the last tick.) */
 	getboottime64(&boot);
-	/* (The time of a file is that of the last tick.) */
-	return inode_get_ctime(lower).tv_sec >= boot.tv_sec - 1;
+	now = boot.tv_sec - 1;
+	if (now < READ_ONCE(begun))
+		WRITE_ONCE(begun, now);
+	return inode_get_ctime(lower).tv_sec >= min(now, READ_ONCE(begun));
 }
 
 /*

@@ -139,9 +139,13 @@ static void read_ahead_below(struct inode *inode, pgoff_t index, pgoff_t end, bo
 	struct dedupfs_range r;
 	pgoff_t nr;
 
+	if (IS_DAX(mapping->host) || !mapping->a_ops->readahead)
+		return;
 	end = min_t(pgoff_t, end, DIV_ROUND_UP(i_size_read(dedupfs_lower(inode)), PAGE_SIZE));
 	for (; index < end; index += nr) {
-		DEFINE_READAHEAD(ractl, NULL, NULL, mapping, index);
+		/* The kernel looks at it where the filesystem gives up early. */
+		struct file_ra_state ra = {};
+		DEFINE_READAHEAD(ractl, NULL, &ra, mapping, index);
 
 		nr = all ? end - index : 1;
 		if (map && dedupfs_map_lookup(map, index, &r)) {
@@ -169,7 +173,8 @@ static void fill_work_fn(struct work_struct *work)
 		err = dedupfs_populate(fw->inode, fw->index, fw->nr,
 				       may_be_limited(fw->io_group), NULL);
 		if (fw->below)
-			read_ahead_below(fw->inode, fw->index, fw->index + fw->nr, err > 0);
+			read_ahead_below(fw->inode, fw->index, fw->index + fw->nr,
+					 err == DEDUPFS_DIRTY || err == DEDUPFS_UNRESOLVED);
 	}
 	kthread_associate_blkcg(NULL);
 	if (may_be_limited(fw->io_group))
@@ -541,7 +546,8 @@ static ssize_t read_without_waiting(struct kiocb *iocb, struct iov_iter *iter,
 	ssize_t ret;
 
 	/* Who has read what is new finds nothing old in a mapping: that is to wait for. */
-	if (dedupfs_may_be_stale(map))
+	if (map && !dedupfs_map_valid(map) &&
+	    (READ_ONCE(map->nr_extents) || atomic_read(&map->zaps)) && !dedupfs_only_ours(map))
 		return -EAGAIN;
 	iocb->ki_flags |= IOCB_NOIO;
 	ret = read_cached(iocb, iter);
@@ -723,11 +729,11 @@ int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice)
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	bool plain = dedupfs_is_plain(di);
 
-	if (advice == POSIX_FADV_WILLNEED && S_ISREG(inode->i_mode) && !plain &&
-	    !dedupfs_lower_dirty(di->lower)) {
+	if (advice == POSIX_FADV_WILLNEED && S_ISREG(inode->i_mode) &&
+	    (IS_DAX(di->lower) || (!plain && !dedupfs_lower_dirty(di->lower)))) {
 		if (len < 0)
 			return -EINVAL;
-		if (offset >= 0)
+		if (offset >= 0 && !IS_DAX(di->lower))
 			willneed(inode, offset, len);
 		return 0;
 	}

@@ -282,9 +282,12 @@ void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 static void settle(struct dedupfs_window *w)
 {
 	struct dedupfs_map *map = w->map;
+	bool changing = atomic_read(&map->changing);
 
+	/* Pairs with dedupfs_change_end(). */
+	smp_rmb();
 	spin_lock(&map->lock);
-	if (map->baseline == w->baseline && !atomic_read(&map->changing) &&
+	if (map->baseline == w->baseline && !changing &&
 	    atomic_read(&map->change_seq) == w->change_seq) {
 		map->settled = true;
 		/* A direct read may still store into a page that was cleaned meanwhile. */
@@ -552,8 +555,10 @@ static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	sample_changes(w);
 	if (atomic_read(&w->map->changing))
 		return DEDUPFS_CHANGING;
-	if (READ_ONCE(w->map->nr_extents) > EXTENTS_MAX)
+	if (READ_ONCE(w->map->nr_extents) > EXTENTS_MAX) {
+		dedupfs_forget_unattached(w->map, 0, ULONG_MAX);
 		dedupfs_detach(w->map, 0, ULONG_MAX);
+	}
 	/*
 	 * A loop device may lie on a file that shares blocks with this one, or
 	 * on this one: to have memory written to it while pages are claimed, or
@@ -609,12 +614,15 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limite
 
 	if (!dedupfs_can_prove(pool))
 		return DEDUPFS_UNRESOLVED;
-	if (dedupfs_far_above_limit(pool)) {
-		dedupfs_shrink_to_limit(pool);
-		return DEDUPFS_UNSTABLE;
-	}
 	if (!dedupfs_map_get(di))
 		return -ENOMEM;
+	if (dedupfs_far_above_limit(pool)) {
+		dedupfs_shrink_to_limit(pool);
+		if (dedupfs_far_above_limit(pool)) {
+			dedupfs_unstable_for(di->map, UNSTABLE_TIME);
+			return DEDUPFS_UNSTABLE;
+		}
+	}
 	w = window_new(inode);
 	if (!w)
 		return -ENOMEM;

@@ -82,6 +82,10 @@ TEST_F(dax, write)
 		return;
 	fd = open(th("f"), O_RDWR);
 	EXPECT_EQ(sizeof(text), pwrite(fd, text, sizeof(text), 4090));
+	/* There is nothing to be read ahead. */
+	EXPECT_EQ(0, posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED));
+	EXPECT_EQ(0, readahead(fd, 0, SIZE));
+	usleep(300000);
 	EXPECT_EQ(0, ftruncate(fd, SIZE - 1000));
 	EXPECT_EQ(0, fsync(fd));
 	close(fd);

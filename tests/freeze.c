@@ -90,6 +90,26 @@ TEST_F(frozen, stops_writers_below)
 	try_writers(_metadata, self, low("a"));
 }
 
+/* What goes through a fifo is none of the filesystem's business, but its times are. */
+TEST_F(frozen, stops_no_fifo)
+{
+	int fd, dir = open(low("."), O_RDONLY);
+	pid_t pid;
+
+	ASSERT_EQ(0, mkfifo(low("fifo"), 0644));
+	fd = open(up("fifo"), O_RDWR);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ioctl(dir, FIFREEZE, 0));
+	pid = fork();
+	if (!pid)
+		_exit(write(fd, "x", 1) != 1);
+	EXPECT_TRUE(ended(pid, 3000 * TIME_FACTOR)) TH_LOG("it waits for the thaw");
+	ASSERT_EQ(0, ioctl(dir, FITHAW, 0));
+	close(dir);
+	close(fd);
+	unlink(low("fifo"));
+}
+
 TEST_F(frozen, settles_what_was_written)
 {
 	char *p = map_file(up("a"), SIZE, PROT_READ | PROT_WRITE, MAP_SHARED), *got = aligned_alloc(PAGE, SIZE);

@@ -485,6 +485,53 @@ TEST_F(fault, readahead_over_bad_sectors)
 	SAME(with_readahead);
 }
 
+/* What is asked for ahead of a read, and cannot be read any more, shared or not. */
+static void ahead_after_shutdown(void)
+{
+	struct file_clone_range range = { .src_length = SIZE };
+	uint32_t how = GOING_LOGFLUSH;
+	int i, dir, fd[3];
+	char page[PAGE];
+
+	start();
+	/* Shared in its first half only. */
+	make_file(dn("u"), 2 * SIZE, 2);
+	range.src_fd = open(dn("a"), O_RDONLY);
+	fd[0] = open(dn("u"), O_RDWR);
+	DO(ioctl(fd[0], FICLONERANGE, &range));
+	fsync(fd[0]);
+	close(fd[0]);
+	close(range.src_fd);
+	forget_all();
+	fd[0] = open(th("a"), O_RDONLY);
+	fd[1] = open(th("b"), O_RDONLY);
+	fd[2] = open(th("u"), O_RDONLY);
+	/* It is known where the unshared half lies. */
+	VAL(pread(fd[2], page, PAGE, SIZE));
+	drop_caches("1");
+	dir = open(dn("."), O_RDONLY);
+	DO(ioctl(dir, XFS_IOC_GOINGDOWN, &how));
+	close(dir);
+	for (i = 0; i < 3; i++) {
+		VAL(posix_fadvise(fd[i], 0, 0, POSIX_FADV_WILLNEED));
+		DO(readahead(fd[i], SIZE, SIZE));
+	}
+	usleep(500000);
+	for (i = 0; i < 3; i++)
+		DO(pread(fd[i], page, PAGE, (NR - 1) * PAGE));
+	DO(pread(fd[2], page, PAGE, (2 * NR - 1) * PAGE));
+	for (i = 0; i < 3; i++)
+		close(fd[i]);
+	stop();
+}
+
+TEST_F(fault, readahead_after_a_shutdown)
+{
+	if (btrfs)
+		SKIP(return, "of XFS");
+	SAME(ahead_after_shutdown);
+}
+
 /* Everything fails but what is cached; then all is as if nothing had been. */
 static void all_data(void)
 {
