@@ -401,8 +401,8 @@ static size_t clone_on(const char *from, const char *path)
 static size_t create_on(const char *where)
 {
 	const char *dir = strdup(where);
+	int fd = -1, i;
 	size_t n;
-	int fd = -1;
 
 	for (n = 3; n < 20; n++) {
 		fd = open(path_of("%s/n%zu", dir, n), O_RDWR | O_CREAT | O_EXCL, 0644);
@@ -418,7 +418,13 @@ static size_t create_on(const char *where)
 	DO(link(path_of("%s/n0", dir), path_of("%s/link", dir)));
 	DO(rename(path_of("%s/n1", dir), path_of("%s/n", dir)));
 	DO(unlink(path_of("%s/n2", dir)));
-	DO(open(path_of("%s/again", dir), O_RDWR | O_CREAT | O_EXCL, 0644));
+	/* (XFS frees the inode in the background.) */
+	for (i = 0, fd = -1; i < 100 && fd < 0; i++) {
+		fd = open(path_of("%s/again", dir), O_RDWR | O_CREAT | O_EXCL, 0644);
+		if (fd < 0)
+			usleep(50000);
+	}
+	say("again: %s", fd < 0 ? errname() : "ok");
 	return n;
 }
 
