@@ -81,7 +81,8 @@ TEST_F(pair, written_through_then_read)
 	EXPECT_GE(103, COPIES());
 	EXPECT_EQ(0, fsync(fd));
 	EXPECT_EQ(-1, differs_from(up("c"), self->want, SIZE));
-	EXPECT_GE(103, COPIES());
+	/* (Where write-back takes long, a part of it is read below meanwhile.) */
+	EXPECT_GE(TIME_FACTOR > 1 ? 150 : 103, COPIES());
 	/* (What was written is read from disk once.) */
 	EXPECT_GE(110, DISK_READ());
 	close(fd);

@@ -665,6 +665,8 @@ TEST_F(files, reclaims_in_the_middle_of_things)
 		for (i = 0; i < (int)(2 * MiB); i += PAGE)
 			p[i] = 1;
 	}
+	/* What follows is those who are in the middle of things. */
+	evictions = pool("evictions");
 	for (i = 0; i < 6; i++)
 		pid[i] = start(i < 4 ? make_names : read_pool_file, i < 4 ? i : i - 4);
 	sleep(6 * TIME_FACTOR);
