@@ -2000,7 +2000,9 @@ TEST_F_TIMEOUT(torture, stamped_blocks, 1000000)
 	EXPECT_LT(0, s->dedupes);
 	EXPECT_LT(s->unchecked, s->checks / 4);
 	if (btrfs) {
-		EXPECT_LT(0, s->balances);
+		/* (One takes longer than all of this on a debug kernel.) */
+		if (TIME_FACTOR == 1 || seconds >= 600)
+			EXPECT_LT(0, s->balances);
 		EXPECT_LT(0, s->snap_checks);
 	}
 	/* Rarer. */
