@@ -41,13 +41,14 @@
  *       pool page lock    (trylock)
  *   map->fill_sem         read: a fill while it is in the lower filesystem;
  *                         write: sampling a baseline; with either, extents of
- *                         this map or another are detached and zapped
+ *                         this map or another are detached and zapped.  Memory
+ *                         is allocated without I/O meanwhile
  *     lower inode i_rwsem (trylock for the baseline; shared inside FIEMAP
  *                          and direct reads of the lower filesystem, for a
  *                          moment before a FIEMAP and after a fill (that of
- *                          another's file, and in a worker, by trylock for a
- *                          bounded time), and by trylock for a copy from the
- *                          lower page cache)
+ *                          another's file, in a worker, and on btrfs by trylock
+ *                          for a bounded time), and by trylock for a copy from
+ *                          the lower page cache)
  *   pools_lock            (pool.c; mount and umount)
  *   pools_srcu            (pool.c, read: a change, where there are several pools,
  *                         with all from here on but page locks, and zap_mutex
@@ -71,8 +72,9 @@
  *
  * pool->sem is never held while a lower i_rwsem, a page lock, fill_sem or
  * zap_mutex is waited for, and memory is allocated under it with GFP_NOIO and
- * __GFP_NORETRY only, so that a fault, a shrinker inside a lower transaction and a lower
- * writer that faults on an upper mapping can all take it or give up on it.
+ * __GFP_NORETRY only, so that a fault, a shrinker inside a lower transaction
+ * and a lower writer that faults on an upper mapping can all take it or give up
+ * on it.
  */
 #ifndef DEDUPFS_H
 #define DEDUPFS_H

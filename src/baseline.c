@@ -239,7 +239,7 @@ static int carry_over(struct dedupfs_map *map, u64 counter)
 		goto out;
 	mutex_lock(&map->attach_mutex);
 	spin_lock(&map->lock);
-	ok = !atomic_read(&map->changing) && atomic_read(&map->change_seq) == change_seq &&
+	ok = dedupfs_unchanged_since(map, change_seq) &&
 	     dedupfs_counter(map->lower) == counter && !map->foreign;
 	if (ok)
 		WRITE_ONCE(map->baseline, counter);

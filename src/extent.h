@@ -19,6 +19,16 @@ struct dedupfs_zap_list {
 	} zap[ZAP_LIST_MAX + 1];	/* one for an error path */
 };
 
+/* Is no operation of ours changing the file, and has none since change_seq was sampled? */
+static inline bool dedupfs_unchanged_since(const struct dedupfs_map *map, int change_seq)
+{
+	if (atomic_read(&map->changing))
+		return false;
+	/* Pairs with dedupfs_change_end(), which moves them in the other order. */
+	smp_rmb();
+	return atomic_read(&map->change_seq) == change_seq;
+}
+
 /*
  * An extent that was FIEMAPped again, for pages of the pool; it says nothing
  * at any other baseline than the one that its map had then.

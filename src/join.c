@@ -468,11 +468,7 @@ static bool still_true(struct dedupfs_window *w)
 	struct inode *lower = w->di->lower;
 	bool clean;
 
-	if (atomic_read(&w->map->changing))
-		return false;
-	/* Pairs with dedupfs_change_end(). */
-	smp_rmb();
-	if (atomic_read(&w->map->change_seq) != w->change_seq)
+	if (!dedupfs_unchanged_since(w->map, w->change_seq))
 		return false;
 	if (READ_ONCE(w->map->baseline) != w->baseline || !dedupfs_map_valid(w->map))
 		return false;

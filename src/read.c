@@ -139,6 +139,7 @@ static void read_ahead_below(struct inode *inode, pgoff_t index, pgoff_t end, bo
 	struct dedupfs_range r;
 	pgoff_t nr;
 
+	/* (What has no page cache has none of these, and generic_fadvise() looks, too.) */
 	if (IS_DAX(mapping->host) || !mapping->a_ops->readahead)
 		return;
 	end = min_t(pgoff_t, end, DIV_ROUND_UP(i_size_read(dedupfs_lower(inode)), PAGE_SIZE));
@@ -729,11 +730,11 @@ int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice)
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	bool plain = dedupfs_is_plain(di);
 
-	if (advice == POSIX_FADV_WILLNEED && S_ISREG(inode->i_mode) &&
-	    (IS_DAX(di->lower) || (!plain && !dedupfs_lower_dirty(di->lower)))) {
+	if (advice == POSIX_FADV_WILLNEED && S_ISREG(inode->i_mode) && !plain &&
+	    !dedupfs_lower_dirty(di->lower)) {
 		if (len < 0)
 			return -EINVAL;
-		if (offset >= 0 && !IS_DAX(di->lower))
+		if (offset >= 0)
 			willneed(inode, offset, len);
 		return 0;
 	}

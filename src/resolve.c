@@ -78,12 +78,16 @@ int dedupfs_locked_too_long(struct dedupfs_map *map)
 	return DEDUPFS_UNSTABLE;
 }
 
-/* Before the window is looked at: what changes from here on is noticed in the end. */
-static void sample_changes(struct dedupfs_window *w)
+/*
+ * Before the window is looked at: what changes from here on is noticed in the
+ * end.  Return: false if an operation of ours is changing the file now.
+ */
+static bool sample_changes(struct dedupfs_window *w)
 {
 	w->change_seq = atomic_read(&w->map->change_seq);
-	/* Pairs with dedupfs_change_end(): over there in the other order. */
+	/* Pairs with dedupfs_change_end(): one that is over there is in the sample. */
 	smp_rmb();
+	return !atomic_read(&w->map->changing);
 }
 
 /* The pool keeps one that nobody uses: they are large, and cleared when new. */
@@ -282,13 +286,9 @@ void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 static void settle(struct dedupfs_window *w)
 {
 	struct dedupfs_map *map = w->map;
-	bool changing = atomic_read(&map->changing);
 
-	/* Pairs with dedupfs_change_end(). */
-	smp_rmb();
 	spin_lock(&map->lock);
-	if (map->baseline == w->baseline && !changing &&
-	    atomic_read(&map->change_seq) == w->change_seq) {
+	if (map->baseline == w->baseline && dedupfs_unchanged_since(map, w->change_seq)) {
 		map->settled = true;
 		/* A direct read may still store into a page that was cleaned meanwhile. */
 		if (!mapping_writably_mapped(map->lower->i_mapping))
@@ -552,8 +552,7 @@ static int populate_once(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	if (dedupfs_lower_failed(di->lower))
 		return DEDUPFS_UNRESOLVED;
 	nr = min(nr, pages - index);
-	sample_changes(w);
-	if (atomic_read(&w->map->changing))
+	if (!sample_changes(w))
 		return DEDUPFS_CHANGING;
 	if (READ_ONCE(w->map->nr_extents) > EXTENTS_MAX) {
 		dedupfs_forget_unattached(w->map, 0, ULONG_MAX);
@@ -702,9 +701,10 @@ static void attach_found(struct dedupfs_window *w, u64 counter)
 	w->map = dedupfs_map_get(w->di);
 	if (!w->map)
 		return;
-	sample_changes(w);
+	if (!sample_changes(w))
+		return;
 	noio = memalloc_noio_save();
-	if (atomic_read(&w->map->changing) || dedupfs_baseline(w->map) ||
+	if (dedupfs_baseline(w->map) ||
 	    down_read_killable(&w->map->fill_sem))
 		goto out;
 	w->baseline = READ_ONCE(w->map->baseline);

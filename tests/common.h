@@ -537,6 +537,14 @@ __maybe_unused static uint64_t hash_read(const char *path, size_t chunk)
 	return n < 0 ? 0 : h ^ size;
 }
 
+/* Is the rest of the last page of a mapped file, which ends at @size, zero? */
+__maybe_unused static bool zero_behind(const char *map, size_t size)
+{
+	for (; size % PAGE && !map[size]; size++)
+		;
+	return size % PAGE == 0;
+}
+
 /* Content as a mapping sees it, whole pages: past the end it must be zero. */
 __maybe_unused static uint64_t hash_map(const char *path, size_t chunk, int flags)
 {

@@ -53,6 +53,9 @@ TEST_F(dax, read)
 	EXPECT_EQ(-1, mismatch(buf, 1000, 1, 5555));
 	EXPECT_EQ(0, posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED));
 	EXPECT_EQ(0, readahead(fd, 0, SIZE));
+	/* A documented limit. */
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, PAGE, PROT_READ, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0));
+	EXPECT_EQ(EOPNOTSUPP, errno);
 
 	out = open(dn("out"), O_RDWR | O_CREAT, 0644);
 	EXPECT_EQ(SIZE, sendfile(out, fd, NULL, SIZE));

@@ -7,6 +7,7 @@
  */
 #include "common.h"
 #include <sys/klog.h>
+#include <sys/quota.h>
 
 #ifndef FSCONFIG_SET_STRING
 #include <linux/mount.h>
@@ -633,6 +634,44 @@ TEST_F(mounts, overlayfs_on_top)
 	EXPECT_EQ(0, access(low("rw2/n"), F_OK));
 	EXPECT_EQ(-1, access(path_of("%s/f", ovl), F_OK));
 	ASSERT_EQ(0, umount(ovl));
+}
+
+/* Two deep and no more; and between two mounts copies are clones, clones are refused. */
+TEST_F(mounts, what_two_mounts_do_not_do)
+{
+	char *ovl = new_dir(), *second = new_dir(), *at = new_dir(), *opt;
+	struct fiemap_extent a[4], b[4];
+	int in, out;
+
+	make_layers("deep", "deep2", "rw", "work");
+	if (asprintf(&opt, "lowerdir=%s:%s", up("deep"), up("deep2")) < 0)
+		die("asprintf");
+	ASSERT_EQ(0, mount("overlay", ovl, "overlay", 0, opt));
+	free(opt);
+	if (asprintf(&opt, "lowerdir=%s:%s", ovl, low("deep")) < 0)
+		die("asprintf");
+	EXPECT_EQ(-1, mount("overlay", second, "overlay", 0, opt));
+	EXPECT_EQ(EINVAL, errno);
+	free(opt);
+	EXPECT_EQ(0, umount(ovl));
+
+	ASSERT_EQ(0, mount(low("."), at, "dedupfs", 0, NULL));
+	in = open(up("deep/f"), O_RDONLY);
+	out = open(path_of("%s/copy", at), O_RDWR | O_CREAT, 0644);
+	ASSERT_LE(0, out);
+	EXPECT_EQ(-1, ioctl(out, FICLONE, in));
+	EXPECT_EQ(EXDEV, errno);
+	EXPECT_EQ(MiB, copy_file_range(in, NULL, out, NULL, MiB, 0));
+	close(in);
+	close(out);
+	ASSERT_LE(1, fiemap(low("deep/f"), a, 4));
+	ASSERT_LE(1, fiemap(low("copy"), b, 4));
+	EXPECT_EQ(a[0].fe_physical, b[0].fe_physical);
+	in = open(at, O_RDONLY | O_DIRECTORY);
+	EXPECT_EQ(-1, syscall(SYS_quotactl_fd, in, QCMD(Q_GETFMT, USRQUOTA), 0, &opt));
+	EXPECT_EQ(ENOSYS, errno);
+	close(in);
+	EXPECT_EQ(0, umount(at));
 }
 
 /* Two mounts as two layers: overlayfs tells them apart, and their files' numbers last. */

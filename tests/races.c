@@ -395,7 +395,9 @@ TEST_F(clones, write_overtaken_by_a_truncation_below)
 	overtaken(_metadata, false);
 }
 
-/* --- who keeps a clone of his own locked -------------------------------------- */
+/* --- who keeps a file locked ---------------------------------------------------- */
+
+static const char *locked, *used;	/* names of files */
 
 /* The extents are copied out under the lock. */
 static int fiemap_and_wait(int arg)
@@ -403,82 +405,66 @@ static int fiemap_and_wait(int arg)
 	struct fiemap *fm = (void *)(a_page_to_wait_for() - sizeof(*fm));
 
 	*fm = (struct fiemap){ .fm_length = SIZE, .fm_extent_count = 8 };
-	return ioctl(open(low("b"), O_RDONLY), FS_IOC_FIEMAP, fm);
-}
-
-static int chmod_it(int arg)
-{
-	return chmod(low("b"), 0640);
+	return ioctl(open(low("%s", locked), O_RDONLY), FS_IOC_FIEMAP, fm);
 }
 
 static int load_it(int arg)
 {
-	char *map = map_file(up("c"), SIZE, PROT_READ, MAP_SHARED);
+	char *map = map_file(up("%s", used), SIZE, PROT_READ, MAP_SHARED);
 
 	return mismatch(map, SIZE, 1, 0) != -1;
 }
 
 static int read_it(int arg)
 {
-	return check_file(up("c"), SIZE, 1) != -1;
+	return check_file(up("%s", used), SIZE, 1) != -1;
 }
 
 /*
- * Who reads a clone of other users' does not wait for what they do with
- * theirs: the one holds a lock for as long as he likes, and another waits for
- * it, so that nobody gets it any more.
+ * One holds a lock for as long as he likes, and another waits for it, so that
+ * nobody gets it any more: who uses a file meanwhile comes to an end.
  */
-TEST_F(clones, read_while_another_keeps_his_locked)
+static void use_while_locked(struct __test_metadata *_metadata, int (*use)(int))
 {
-	int (*const ways[])(int) = { read_it, load_it };
 	char page[PAGE] = "";
 	pid_t waiter, user;
-	unsigned int i;
 	double begun;
 
+	ASSERT_TRUE(begin_and_stop("locker", fiemap_and_wait, 0)) TH_LOG("no userfaultfd");
+	waiter = fork();
+	if (!waiter)
+		_exit(chmod(low("%s", locked), 0640));
+	usleep(300000);
+	begun = now();
+	user = fork();
+	if (!user)
+		_exit(use(0));
+	while (!is_done(user) && now() < begun + 30 * TIME_FACTOR)
+		usleep(10000);
+	TH_LOG("%s: %.1f s", use == load_it ? "mapped" : "read", now() - begun);
+	EXPECT_GT(30 * TIME_FACTOR, now() - begun) TH_LOG("it waits for the lock");
+	ASSERT_TRUE(let_it_go_on(page));
+	EXPECT_EQ(0, slow_end());
+	EXPECT_TRUE(ended_well(waiter));
+	EXPECT_TRUE(ended_well(user));
+}
+
+static int (*const ways_to_use[])(int) = { read_it, load_it };
+
+/* Who reads a clone of other users' does not wait for what they do with theirs. */
+TEST_F(clones, read_while_another_keeps_his_locked)
+{
+	unsigned int i;
+
+	locked = "b";
+	used = "c";
 	for (i = 0; i < 2; i++) {
 		make_clone(low("b"), low("c"));
 		drop_caches("3");
 		ASSERT_EQ(-1, check_file(up("b"), SIZE, 1));
-		ASSERT_TRUE(begin_and_stop("locker", fiemap_and_wait, 0)) TH_LOG("no userfaultfd");
-		waiter = fork();
-		if (!waiter)
-			_exit(chmod_it(0));
-		usleep(300000);
-		begun = now();
-		user = fork();
-		if (!user)
-			_exit(ways[i](0));
-		while (!is_done(user) && now() < begun + 30 * TIME_FACTOR)
-			usleep(10000);
-		TH_LOG("%s: %.1f s", i ? "mapped" : "read", now() - begun);
-		EXPECT_GT(30 * TIME_FACTOR, now() - begun) TH_LOG("it waits for the other file");
-		ASSERT_TRUE(let_it_go_on(page));
-		EXPECT_EQ(0, slow_end());
-		EXPECT_TRUE(ended_well(waiter));
-		EXPECT_TRUE(ended_well(user));
+		use_while_locked(_metadata, ways_to_use[i]);
 		unlink(low("c"));
 	}
-}
-
-static int fiemap_own_and_wait(int arg)
-{
-	struct fiemap *fm = (void *)(a_page_to_wait_for() - sizeof(*fm));
-
-	*fm = (struct fiemap){ .fm_length = SIZE, .fm_extent_count = 8 };
-	return ioctl(open(low("a"), O_RDONLY), FS_IOC_FIEMAP, fm);
-}
-
-static int read_own(int arg)
-{
-	return check_file(up("a"), SIZE, 1) != -1;
-}
-
-static int map_own(int arg)
-{
-	char *map = map_file(up("a"), SIZE, PROT_READ, MAP_SHARED);
-
-	return mismatch(map, SIZE, 1, 0) != -1;
 }
 
 /*
@@ -487,40 +473,20 @@ static int map_own(int arg)
  */
 TEST_F(clones, read_while_it_is_locked)
 {
-	int (*const ways[])(int) = { read_own, map_own };
-	char page[PAGE] = "";
-	pid_t waiter, user;
+	char page[PAGE];
 	unsigned int i;
-	double begun;
 	int fd;
 
 	if (!btrfs)
 		SKIP(return, "reads of XFS take the lock");
+	locked = used = "a";
 	for (i = 0; i < 2; i++) {
 		drop_caches("3");
 		/* The rest is to come. */
 		fd = open(up("a"), O_RDONLY);
 		ASSERT_EQ(PAGE, pread(fd, page, PAGE, 0));
 		close(fd);
-		memset(page, 0, PAGE);
-		ASSERT_TRUE(begin_and_stop("locker", fiemap_own_and_wait, 0))
-			TH_LOG("no userfaultfd");
-		waiter = fork();
-		if (!waiter)
-			_exit(chmod(low("a"), 0640));
-		usleep(300000);
-		begun = now();
-		user = fork();
-		if (!user)
-			_exit(ways[i](0));
-		while (!is_done(user) && now() < begun + 30 * TIME_FACTOR)
-			usleep(10000);
-		TH_LOG("%s: %.1f s", i ? "mapped" : "read", now() - begun);
-		EXPECT_GT(30 * TIME_FACTOR, now() - begun) TH_LOG("it waits for the lock");
-		ASSERT_TRUE(let_it_go_on(page));
-		EXPECT_EQ(0, slow_end());
-		EXPECT_TRUE(ended_well(waiter));
-		EXPECT_TRUE(ended_well(user));
+		use_while_locked(_metadata, ways_to_use[i]);
 	}
 }
 

@@ -55,12 +55,10 @@ static void expect_files(struct __test_metadata *_metadata, FIXTURE_DATA(small) 
 {
 	const char *b = th("b");
 	char *p = map_file(b, self->size, PROT_READ, MAP_SHARED);
-	size_t i;
 
 	ASSERT_NE(MAP_FAILED, p);
 	ASSERT_EQ(0, memcmp(p, self->want, self->size)) TH_LOG("round %d, mapped", round);
-	for (i = self->size; i % PAGE; i++)
-		ASSERT_EQ(0, p[i]) TH_LOG("round %d, mapped, behind the end", round);
+	ASSERT_TRUE(zero_behind(p, self->size)) TH_LOG("round %d, mapped, behind the end", round);
 	munmap(p, self->size);
 	ASSERT_EQ(-1, differs_from(b, self->want, self->size)) TH_LOG("round %d, read", round);
 	ASSERT_EQ(-1, differs_from(dn("b"), self->want, self->size))

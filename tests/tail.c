@@ -272,26 +272,17 @@ static long not_shared_tail(FIXTURE_DATA(crashed) *self)
 	return pool_in(self->stats, "not_shared/tail");
 }
 
-/* Is what a mapping shows behind the end of a file zero? */
-static bool ends_clean(const char *path, size_t size)
-{
-	char *p = map_file(path, size, PROT_READ, MAP_SHARED);
-	size_t i;
-
-	for (i = size; i % PAGE && !p[i]; i++)
-		;
-	munmap(p, size);
-	return i % PAGE == 0;
-}
-
 TEST_F(crashed, the_shorter_first)
 {
 	long before = not_shared_tail(self);
+	char *map;
 
 	EXPECT_EQ(-1, check_file(path_of("%s/twin", self->through), CUT, 1));
 	EXPECT_EQ(before, not_shared_tail(self));
 	/* (XFS itself shows what is on the disk.) */
-	EXPECT_TRUE(ends_clean(path_of("%s/twin", self->through), CUT));
+	map = map_file(path_of("%s/twin", self->through), CUT, PROT_READ, MAP_SHARED);
+	EXPECT_TRUE(zero_behind(map, CUT));
+	munmap(map, CUT);
 	EXPECT_EQ(-1, check_file(path_of("%s/a", self->through), SIZE, 1));
 	if (have_pool)
 		EXPECT_EQ(before + (long)PAGE, not_shared_tail(self));
