@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * timeout: 200
+ * timeout: 500
  *
  * What a user without privileges can make that is as large or as odd as the
  * filesystem allows: every call ends soon, and with the right bytes.
@@ -348,9 +348,22 @@ TEST(reads_backwards)
  * Thousands of clones of one block, many of which have changed since: who comes
  * next looks at a bounded number, and what he reads is right.
  */
-TEST(thousands_of_clones)
+FIXTURE(many) {
+};
+
+FIXTURE_SETUP(many)
 {
-	const int nr = 5000 / TIME_FACTOR;
+}
+
+FIXTURE_TEARDOWN(many)
+{
+	rm_rf(low("all"));
+	unlink(low("one"));
+}
+
+TEST_F_TIMEOUT(many, thousands_of_clones, 400 * TIME_FACTOR)
+{
+	const int nr = 4200 / TIME_FACTOR;
 	int from, fd, i, bad = 0;
 	long attachments, repeated;
 	char page[PAGE];
@@ -395,8 +408,6 @@ TEST(thousands_of_clones)
 		if (check_file(up("all/%d", i), PAGE, i == 1 ? 2 : 1) != -1)
 			bad++;
 	EXPECT_EQ(0, bad);
-	rm_rf(low("all"));
-	unlink(low("one"));
 }
 
 /* Options that nobody would write: mounted or refused, and no more. */
