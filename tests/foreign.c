@@ -215,10 +215,8 @@ static int do_defrag(void)
 {
 	struct btrfs_ioctl_defrag_range_args args = { .len = -1, .flags = BTRFS_DEFRAG_RANGE_START_IO,
 						      .extent_thresh = 32 * MiB };
-	int fd = below("a", O_RDWR), ret = 0;
+	int fd = below("a", O_RDWR), ret = ioctl(fd, BTRFS_IOC_DEFRAG_RANGE, &args);
 
-	if (btrfs)
-		ret = ioctl(fd, BTRFS_IOC_DEFRAG_RANGE, &args);
 	close(fd);
 	sync();
 	return ret;
@@ -229,10 +227,8 @@ static int do_compress(void)
 	struct btrfs_ioctl_defrag_range_args args = {
 		.len = -1, .compress_type = 1,
 		.flags = BTRFS_DEFRAG_RANGE_START_IO | BTRFS_DEFRAG_RANGE_COMPRESS };
-	int fd = below("a", O_RDWR), ret = 0;
+	int fd = below("a", O_RDWR), ret = ioctl(fd, BTRFS_IOC_DEFRAG_RANGE, &args);
 
-	if (btrfs)
-		ret = ioctl(fd, BTRFS_IOC_DEFRAG_RANGE, &args);
 	close(fd);
 	sync();
 	return ret;
@@ -241,10 +237,8 @@ static int do_compress(void)
 static int do_balance(void)
 {
 	struct btrfs_ioctl_balance_args args = { .flags = 1 /* data */ };
-	int fd = open(low("."), O_RDONLY), ret = 0;
+	int fd = open(low("."), O_RDONLY), ret = ioctl(fd, BTRFS_IOC_BALANCE_V2, &args);
 
-	if (btrfs)
-		ret = ioctl(fd, BTRFS_IOC_BALANCE_V2, &args);
 	close(fd);
 	return ret;
 }
@@ -258,9 +252,12 @@ FIXTURE(file) {
 
 FIXTURE_VARIANT(file) {
 	int (*change)(void);
+	bool only_btrfs;
 };
 
 #define CHANGE(what) FIXTURE_VARIANT_ADD(file, what) { .change = do_##what }
+#define CHANGE_OF_BTRFS(what)						\
+	FIXTURE_VARIANT_ADD(file, what) { .change = do_##what, .only_btrfs = true }
 
 CHANGE(write);
 CHANGE(direct_write);
@@ -282,12 +279,14 @@ CHANGE(swap_twice);
 CHANGE(dedupe);
 CHANGE(copy);
 CHANGE(attributes);
-CHANGE(defrag);
-CHANGE(compress);
-CHANGE(balance);
+CHANGE_OF_BTRFS(defrag);
+CHANGE_OF_BTRFS(compress);
+CHANGE_OF_BTRFS(balance);
 
 FIXTURE_SETUP(file)
 {
+	if (variant->only_btrfs && !btrfs)
+		SKIP(return, "XFS does not do that");
 	make_file(low("a"), SIZE, 1);
 	make_clone(low("a"), low("twin"));
 	drop_caches("3");

@@ -1986,9 +1986,9 @@ TEST_F_TIMEOUT(torture, stamped_blocks, 1000000)
 	       s->ops, s->ops / (seconds ?: 1), s->checks, s->exact, s->mixed, s->unchecked);
 	TH_LOG("%u generations, %u files, %lu clones, %lu blocks of racing ones, %lu dedupes, %lu old maps, %lu SIGBUS",
 	       s->next_gen, s->next_id, s->clones, s->sets, s->dedupes, s->old_maps, s->buses);
-	TH_LOG("%lu balances, %lu defragmentations, %lu snapshots (%lu blocks), %lu hogs, %lu calls failed, %lu direct reads collided",
-	       s->balances, s->tidied, s->snapshots, s->snap_checks, s->hogs, s->refused,
-	       s->collisions);
+	TH_LOG("%lu balances, %lu defragmentations, %lu snapshots (%lu blocks, %lu in doubt), %lu hogs, %lu calls failed, %lu direct reads collided",
+	       s->balances, s->tidied, s->snapshots, s->snap_checks, s->doubts, s->hogs,
+	       s->refused, s->collisions);
 	TH_LOG("pool: %ld evictions, %ld joins, %ld refused joins, %ld hits, %ld stale, %ld carried, %ld copy-ups, saved up to %ld KiB",
 	       evictions, joins, refused, hits, stale, carried, copy_ups, s->saved / 1024);
 	/* Else it proves nothing. */
@@ -1998,6 +1998,9 @@ TEST_F_TIMEOUT(torture, stamped_blocks, 1000000)
 	EXPECT_LT(0, s->saved);
 	EXPECT_LT(0, s->clones);
 	EXPECT_LT(0, s->dedupes);
+	EXPECT_LT(0, s->old_maps);
+	EXPECT_LT(0, stale);
+	EXPECT_LT(0, s->hogs);
 	EXPECT_LT(s->unchecked, s->checks / 4);
 	if (btrfs) {
 		/* (One takes longer than all of this on a debug kernel.) */
