@@ -1,33 +1,38 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Kernel differences, all of them.
+ * Kernel differences.
  *
  * src/ is written for the API of Linux 6.12; this file presents that API on
- * older kernels.  What a kernel has is found by compiling (scripts/probes,
- * one file each), never by its version: distributions backport, and point
- * releases drift.  Included through dedupfs.h, before any code.
+ * older kernels.  What a kernel has is found by compiling (scripts/probes, one
+ * file each), because distributions backport, and point releases drift; two
+ * behaviours that no compile shows go by version, at the end.  Included through
+ * dedupfs.h, before any code.
  *
- * Four things cannot be hidden behind the newest API, and have a name of
- * their own on all kernels:
+ * What cannot be hidden behind the newest API has a name of its own on all
+ * kernels:
  *
  *	DEDUPFS_ACL_OPS(get_inode_acl, set_acl)
  *			members of struct inode_operations
+ *	DEDUPFS_FETCH_IVERSION_OPS(fetch_iversion)
+ *			a member of struct export_operations, and its comma, or none
  *	DEDUPFS_UPDATE_TIME	->update_time, calls dedupfs_update_time()
  *	DEDUPFS_XATTR(handlers)	value of sb->s_xattr
+ *	DEDUPFS_SPLICE_CALLS_READ_ITER
+ *			does filemap_splice_read()?
  *	dedupfs_lower_update_time(inode, flags)
  *			->update_time of a lower inode
+ *	dedupfs_shrinker_is_registered(shrinker)
+ *			did shrinker_register(), which returns nothing, work?
  */
 #ifndef DEDUPFS_COMPAT_H
 #define DEDUPFS_COMPAT_H
 
 #include <linux/cgroup.h>
 #include <linux/fs.h>
-#include <linux/exportfs.h>
 #include <linux/fileattr.h>
 #include <linux/fs_context.h>
-#include <linux/ftrace.h>
+#include <linux/fsnotify_backend.h>
 #include <linux/iversion.h>
-#include <linux/list_lru.h>
 #include <linux/mm.h>
 #include <linux/version.h>
 #include <linux/mount.h>
@@ -44,6 +49,11 @@
 #include <linux/xattr.h>
 
 #include "compat-config.h"
+
+/* A block's number is the index of its page, and of the xarray: an unsigned long. */
+#ifndef CONFIG_64BIT
+#error "dedupfs needs a 64-bit kernel"
+#endif
 
 /* 6.3: leases and delegations have a header of their own. */
 #ifdef DEDUPFS_HAVE_FILELOCK_H
@@ -62,7 +72,6 @@ static inline struct user_namespace *user_namespace(const struct vfsmount *mnt)
 
 #define mnt_idmap	user_namespace		/* the type and the function */
 #define nop_mnt_idmap	init_user_ns
-#define file_mnt_idmap	file_mnt_user_ns
 #define old_mnt_idmap	old_mnt_userns		/* struct renamedata */
 #define new_mnt_idmap	new_mnt_userns
 #endif
@@ -79,11 +88,6 @@ static inline struct timespec64 inode_set_ctime_to_ts(struct inode *inode,
 {
 	inode->i_ctime = ts;
 	return ts;
-}
-
-static inline struct timespec64 inode_set_ctime_current(struct inode *inode)
-{
-	return inode_set_ctime_to_ts(inode, current_time(inode));
 }
 #endif
 
@@ -140,14 +144,8 @@ static inline int dedupfs_lower_update_time(struct inode *inode, int flags)
 }
 #endif
 
-/* 6.6: generic_fillattr() wants the request mask. */
-#ifndef DEDUPFS_HAVE_FILLATTR_MASK
-#define generic_fillattr(idmap, request_mask, inode, stat)	\
-	generic_fillattr(idmap, inode, stat)
-#endif
-
 /*
- * 6.2: ACLs are set and read through a dentry, and pass by the xattr handlers.
+ * 6.2: ACLs are set and read through a dentry, and bypass the xattr handlers.
  * Before, "system.posix_acl_*" reaches the handlers like any other name; only
  * servers call ->set_acl(), with an inode.
  */
@@ -212,33 +210,9 @@ static inline int vfs_set_acl(struct mnt_idmap *idmap, struct dentry *dentry,
 #ifndef DEDUPFS_HAVE_COPY_SPLICE_READ
 #define copy_splice_read	generic_file_splice_read
 #define filemap_splice_read	generic_file_splice_read
-#define SPLICE_CALLS_READ_ITER	true
+#define DEDUPFS_SPLICE_CALLS_READ_ITER	true
 #else
-#define SPLICE_CALLS_READ_ITER	false
-#endif
-
-#ifndef DEDUPFS_HAVE_VFS_SPLICE_READ
-static inline ssize_t vfs_splice_read(struct file *in, loff_t *ppos,
-				      struct pipe_inode_info *pipe, size_t len,
-				      unsigned int flags)
-{
-	if (!(in->f_mode & FMODE_READ))
-		return -EBADF;
-	if (!len)
-		return 0;
-	if (!in->f_op->splice_read)
-		return -EINVAL;
-	return in->f_op->splice_read(in, ppos, pipe, len, flags);
-}
-#endif
-
-#ifndef DEDUPFS_HAVE_SPLICE_COPY_FILE_RANGE
-static inline long splice_copy_file_range(struct file *in, loff_t pos_in,
-					  struct file *out, loff_t pos_out,
-					  size_t len)
-{
-	return generic_copy_file_range(in, pos_in, out, pos_out, len, 0);
-}
+#define DEDUPFS_SPLICE_CALLS_READ_ITER	false
 #endif
 
 /* 6.5: a new name. */
@@ -261,23 +235,19 @@ static inline void d_mark_tmpfile(struct file *file, struct inode *inode)
 }
 #endif
 
-/* 6.8: opened by the kernel for itself, counted as an open file here. */
-#ifndef DEDUPFS_HAVE_KERNEL_FILE_OPEN
-#define kernel_file_open	dentry_open
-#endif
-
-/* 6.6: file handles know whether they must lead back to the file. */
-#ifndef DEDUPFS_HAVE_EXPORTFS_FLAGS
-#define EXPORT_FH_CONNECTABLE	0x1
-#define EXPORT_FH_FID		0x2
-#define exportfs_encode_inode_fh(inode, fid, max_len, parent, flags)	\
-	exportfs_encode_inode_fh(inode, fid, max_len, parent)
+/*
+ * Up to 6.2 nfsd asks an exported filesystem for the change attribute of a file;
+ * later it is one of those of ->getattr.
+ */
+#ifdef DEDUPFS_HAVE_FETCH_IVERSION
+#define DEDUPFS_FETCH_IVERSION_OPS(fetch)	.fetch_iversion = (fetch),
+#else
+#define DEDUPFS_FETCH_IVERSION_OPS(fetch)
 #endif
 
 /* 6.6: who freezes.  (To be passed below: ->freeze_fs has no such argument.) */
 #ifndef DEDUPFS_HAVE_FREEZE_HOLDER
 #define FREEZE_HOLDER_KERNEL	0
-#define FREEZE_HOLDER_USERSPACE	0
 #define FREEZE_MAY_NEST		0
 #define freeze_super(sb, who)	freeze_super(sb)
 #define thaw_super(sb, who)	thaw_super(sb)
@@ -292,9 +262,14 @@ static inline void super_set_uuid(struct super_block *sb, const u8 *uuid,
 }
 #endif
 
-/* 6.11: READ or WRITE is passed to kiocb_set_rw_flags(). */
-#ifndef DEDUPFS_HAVE_RW_TYPE
-#define kiocb_set_rw_flags(iocb, flags, rw)	kiocb_set_rw_flags(iocb, flags)
+/* 6.6: an iocb says whether its submitter runs the end of direct I/O. */
+#ifndef IOCB_DIO_CALLER_COMP
+#define IOCB_DIO_CALLER_COMP	0
+#endif
+
+/* 6.7: every group of marks is safe in reclaim. */
+#ifndef FSNOTIFY_GROUP_NOFS
+#define FSNOTIFY_GROUP_NOFS	0
 #endif
 
 /*
@@ -341,15 +316,11 @@ static inline void mm_account_reclaimed_pages(unsigned long pages)
 }
 #endif
 
-/* The arguments of a traced function: from what is saved of the registers. */
-#ifndef DEDUPFS_HAVE_FTRACE_ARGS
-#define ftrace_regs_get_argument(fregs, n)	\
-	regs_get_kernel_argument(ftrace_get_regs(fregs), n)
-#endif
-
 /*
  * 6.7: a shrinker is allocated by the kernel and carries private data.  Before,
  * it is a part of ours, and its callbacks find the whole.
+ *
+ * From here on "struct shrinker" is ours: include no mm header after this one.
  */
 #ifndef DEDUPFS_HAVE_SHRINKER_ALLOC
 struct dedupfs_shrinker {

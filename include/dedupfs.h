@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * dedupfs: types, lock order, and the interface of each file under its name.
+ * dedupfs: types, lock order, and the interface of each source file under its
+ * name.  That of the data path is in src/pool.h and src/extent.h.
  *
  * The picture.  A dedupfs inode ("upper") stands on one inode of an XFS or
  * btrfs filesystem ("lower").  The lower file is always the truth: its page
@@ -26,6 +27,8 @@
  *   freeze protection: the mount's, then the lower filesystem's, which is also
  *                         taken inside the upper i_rwsem; a fault takes the
  *                         lower one only
+ *   s_umount              upper, then lower: mount, sync, freeze, which waits for
+ *                         the lower freeze protection with the upper one held
  *   pipe lock             (a splice has both freeze protections by then)
  *   upper inode i_rwsem
  *     lower inode i_rwsem, lower filesystem locks     (never from a fault; a
@@ -38,7 +41,6 @@
  *                         itself in while it maps pool pages, and never waits
  *                         for that; a detach waits for such faults before it
  *                         zaps, under map->zap_mutex
- *       pool page lock    (trylock)
  *   map->fill_sem         read: a fill while it is in the lower filesystem;
  *                         write: sampling a baseline; with either, extents of
  *                         this map or another are detached and zapped.  Memory
@@ -50,12 +52,19 @@
  *                          for a bounded time), and by trylock for a copy from
  *                          the lower page cache)
  *   pools_lock            (pool.c; mount and umount)
+ *     names_lock          (stats.c)
  *   pools_srcu            (pool.c, read: a change, where there are several pools,
  *                         with all from here on but page locks, and zap_mutex
  *                         of the other pools' maps; umount waits for it)
- *   pool page lock        (a reader who was killed leaves those that he filled
- *                         to the work that the end of the read queues; umount
- *                         waits for dedupfs_sb.works)
+ *   pool page lock        a claimed page stays locked from dedupfs_fill_start()
+ *                         until it is published or given up, across the lower
+ *                         i_rwsem of the read and of the second FIEMAP.  So it
+ *                         is waited for only in dedupfs_wait_for_fill(), with no
+ *                         fill_sem, lower lock or claim held.  Published pages
+ *                         are locked only by the kernel, to copy them for a
+ *                         private store.  (If a reader is killed, the end of the
+ *                         read queues work that gives the pages up; umount waits
+ *                         for dedupfs_sb.works.)
  *     pool->sem           write: attach, detach, publish; read: evict
  *       map->attach_mutex (a change takes it without pool->sem)
  *       i_mmap_rwsem      (evict zaps while it walks the attached extents)
@@ -105,7 +114,8 @@
 
 /* Why a byte is served by the lower page cache and not by the pool. */
 enum dedupfs_reason {
-	DEDUPFS_PLAIN,		/* extent not shared (XFS) */
+	/* Extent not shared (XFS).  0, so never returned where 0 means success. */
+	DEDUPFS_PLAIN,
 	DEDUPFS_HOLE,
 	DEDUPFS_UNWRITTEN,
 	DEDUPFS_DIRTY,		/* dirty or under write-back below */
@@ -114,7 +124,8 @@ enum dedupfs_reason {
 	DEDUPFS_ENCODED,	/* compressed or encrypted */
 	DEDUPFS_UNALIGNED,	/* not page aligned on disk or in the file */
 	DEDUPFS_NOCOW,		/* NOCOW, realtime, DAX, swap: overwritten in place */
-	DEDUPFS_REPEATED,	/* the file is attached to the block often enough */
+	/* The file, or all files together, are attached to the block often enough. */
+	DEDUPFS_REPEATED,
 	DEDUPFS_UNSTABLE,	/* a writer, direct I/O or a writable mapping below */
 	DEDUPFS_CHANGING,	/* an operation of ours is changing it now */
 	DEDUPFS_FOREIGN,	/* moved below while it was being resolved */
@@ -151,10 +162,12 @@ struct dedupfs_pool_node {
 	unsigned long nr_active;
 };
 
+struct dedupfs_window;		/* extent.h */
+
 /**
  * struct dedupfs_pool - the pages shared by the files of one lower superblock
- * @list:	in the list of all pools (dedupfs_pools_lock)
- * @refs:	mounts that use it (dedupfs_pools_lock)
+ * @list:	in the list of all pools (pools_lock, pool.c; read: also pools_srcu)
+ * @refs:	mounts that use it (pools_lock)
  * @lower_sb:	the key, with @domain; pinned by the mounts
  * @domain:	NULL, or a name: files share inside one domain only
  * @counter_tells_mapping: (XFS) a lower change counter that did not move
@@ -164,7 +177,17 @@ struct dedupfs_pool_node {
  * @reads_locked: (XFS) who reads the lower page cache holds the lower i_rwsem:
  *		what takes pages out of it may zero a part of a large folio
  *		first, also for bytes that stay (a dedupe, a clone, a shift)
+ * @cache_is_true: (XFS) what is clean in the lower page cache is what the blocks
+ *		hold, but for what fill.c knows.  btrfs leaves pages clean that a failed
+ *		truncate zeroed in part, that a failed write stored to, or whose
+ *		write-back failed
+ * @fiemap_stops: (XFS) ->fiemap stops when it is told that there is no room for
+ *		more extents, even if it was asked to count them
  * @fiemap_sync: (btrfs) FIEMAP is right only with FIEMAP_FLAG_SYNC
+ * @cleans_failed: (btrfs) pages whose write-back failed are clean before the error
+ *		is noted
+ * @has_subvolumes: (btrfs) a subvolume can be deleted with the files in it, whose
+ *		link counts do not say so
  * @observer:	the FIEMAP observer passed its self-test; else all is plain
  * @entries:	physical block -> PFN entry (pool.c explains the bits)
  * @sem:	see the lock order
@@ -173,10 +196,18 @@ struct dedupfs_pool_node {
  * @map_list:	all of them (write: @sem)
  * @nr_idle:	maps in there that no upper inode has (write: @sem)
  * @reap_soon:	bit 0: pages were evicted, the reaper has been told
- * @ask_at:	when it asks again for deleted subvolumes, in jiffies (its own)
- * @nr_pages:	pages in @entries
+ * @ask_at:	when it asks again for deleted subvolumes, in jiffies (only the
+ *		reaper uses it)
+ * @nr_pages:	published pages in @entries
+ * @nr_attached: extents in @attached
  * @limit:	most pages it may hold; 0: no limit but memory
  * @scratch:	memory to resolve with, for who takes it (xchg)
+ * @nodes:	its pages by memory node, for eviction (shrink.c)
+ * @shrinker:	what calls for that
+ * @stats:	event counters, for each CPU
+ * @reaper:	lets go of maps that nobody needs any more (map.c)
+ * @kobj:	its directory in sysfs (stats.c)
+ * @kobj_gone:	the last reference to @kobj was dropped
  */
 struct dedupfs_pool {
 	struct list_head list;
@@ -186,7 +217,11 @@ struct dedupfs_pool {
 	bool counter_tells_mapping;
 	bool needs_shared_flag;
 	bool reads_locked;
+	bool cache_is_true;
+	bool fiemap_stops;
 	bool fiemap_sync;
+	bool cleans_failed;
+	bool has_subvolumes;
 	bool observer;
 
 	struct xarray entries;
@@ -201,7 +236,7 @@ struct dedupfs_pool {
 	atomic_long_t nr_attached;
 	unsigned long limit;
 
-	void *scratch;
+	struct dedupfs_window *scratch;
 	struct dedupfs_pool_node *nodes;
 	struct shrinker *shrinker;
 	struct dedupfs_stats __percpu *stats;
@@ -221,6 +256,7 @@ struct dedupfs_pool {
  * @nr:		pages
  * @block:	physical block (in pages) of @index
  * @reason:	< 0: attached to the pool; else why it is not
+ * @rcu:	readers may still look at it
  *
  * @index, @nr and @block change under map->lock and map->seq only.
  */
@@ -243,12 +279,15 @@ struct dedupfs_extent {
  * struct dedupfs_map - what is known of one lower inode, proven at @baseline
  * @node:	in pool->maps, by @lower (write: pool->sem)
  * @list:	in pool->map_list (write: pool->sem)
- * @ref:	the upper inode(s), the pool while there are extents, work
- * @pool:	pinned by @ref's owners
+ * @ref:	one for being in pool->maps, and one for each zap list entry, witness
+ *		or task that looks at it; upper inodes count in @users
+ * @pool:	pinned by the mounts
  * @lower:	lower inode, held
  * @baseline:	change counter at which all extents were true, or
  *		DEDUPFS_UNARMED.  Write: map->lock
- * @lock:	protects @extents, @baseline, @seq (write side), @foreign
+ * @lock:	protects @extents, @seq (write side), @baseline, @foreign, @tracked
+ *		(cleared in dedupfs_map_leave() under pool->sem), @settled,
+ *		@wrote_first, @wrote_last
  * @seq:	lets readers walk @extents under RCU alone
  * @extents:	non-overlapping, by file page
  * @nr_extents:	in @extents
@@ -256,12 +295,14 @@ struct dedupfs_extent {
  *		attached; a change takes it between @changing and its own look
  * @changing:	operations of ours that are modifying the data now
  * @change_seq:	moves at the start and end of each of them
- * @writers:	lower files that we hold open for writing (all mounts)
+ * @writers:	lower files that we hold open for writing (all mounts of this pool):
+ *		another domain's count as foreign
  * @zaps:	detached ranges that are not unmapped yet; raised before the extents
  *		go, lowered when nothing of them is mapped
  * @settled:	(btrfs) nothing written before @baseline is unfinished below
- * @wrote_first: with @wrote_last, file pages that we changed since then; FIEMAP
- *		can be wrong about them (lock)
+ * @wrote_first: the first of the file pages that we changed since then: FIEMAP
+ *		can be wrong about them; ULONG_MAX: none
+ * @wrote_last:	the last of them
  * @unstable_until: jiffies; no use in trying to resolve before
  * @plain_until: jiffies; what was found plain is read below until then, also
  *		after changes
@@ -274,9 +315,12 @@ struct dedupfs_extent {
  * @foreign:	@mark saw a foreign change since then
  * @gone:	(btrfs) its subvolume was deleted; only the reaper's work, of
  *		which there is one at a time, looks at it
- * @truncating:	task inside a truncate of ours: its event is not foreign
+ * @truncating:	task inside a truncate of ours: its event is not foreign; one task
+ *		at a time, another's event counts as foreign, which costs only the
+ *		carry-over
  * @users:	upper inodes that point here (pool->sem)
  * @idle:	counted in pool->nr_idle (pool->sem)
+ * @rcu:	readers may still look at it
  */
 struct dedupfs_map {
 	struct rhash_head node;
@@ -285,11 +329,11 @@ struct dedupfs_map {
 	struct dedupfs_pool *pool;
 	struct inode *lower;
 	u64 baseline;
-	spinlock_t lock;		/* extents, baseline, seq, foreign */
+	spinlock_t lock;		/* see above */
 	seqcount_spinlock_t seq;
 	struct rb_root extents;
 	unsigned int nr_extents;
-	struct mutex attach_mutex;	/* a look at changing, until attached */
+	struct mutex attach_mutex;	/* see above */
 	atomic_t changing;
 	atomic_t change_seq;
 	atomic_t writers;
@@ -301,7 +345,7 @@ struct dedupfs_map {
 	pgoff_t wrote_last;
 	atomic_t mapping[2];
 	unsigned int turn;
-	struct mutex zap_mutex;		/* turn */
+	struct mutex zap_mutex;		/* see above */
 	struct rw_semaphore fill_sem;
 	struct dedupfs_mark *mark;
 	bool tracked;
@@ -401,11 +445,6 @@ static inline void dedupfs_lower_path(const struct dentry *dentry, struct path *
 {
 	path->mnt = DEDUPFS_SB(dentry->d_sb)->lower.mnt;
 	path->dentry = dedupfs_lower_dentry(dentry);
-}
-
-static inline struct mnt_idmap *dedupfs_lower_idmap(const struct super_block *sb)
-{
-	return mnt_idmap(DEDUPFS_SB(sb)->lower.mnt);
 }
 
 static inline struct dedupfs_map *dedupfs_map_of(const struct dedupfs_inode *di)
@@ -522,22 +561,21 @@ struct file *dedupfs_open_lower(struct super_block *sb, const struct path *path,
 struct file *dedupfs_lower_file(struct file *file);
 errseq_t dedupfs_wb_err_begin(const struct file *file, struct file *lower);
 void dedupfs_wb_err_end(struct file *file, const struct file *lower, errseq_t before);
-void dedupfs_data_init_once(struct dedupfs_inode *di);
 void dedupfs_data_init(struct dedupfs_inode *di);
-void dedupfs_data_evict(struct dedupfs_inode *di);
 
 /* read.c */
 ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter);
 ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_info *pipe,
 			    size_t len, unsigned int flags);
 int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice);
-int dedupfs_read_init(void);
-void dedupfs_read_exit(void);
-void dedupfs_read_flush(struct dedupfs_sb *sbi);
+
+/* work.c, for main.c and super.c */
+int dedupfs_work_init(void);
+void dedupfs_work_exit(void);
+void dedupfs_work_flush(struct dedupfs_sb *sbi);
 
 /* fault.c */
 int dedupfs_mmap(struct file *file, struct vm_area_struct *vma);
-bool dedupfs_is_our_vma(const struct vm_area_struct *vma);
 
 /* write.c: everything that modifies data */
 int dedupfs_write_init(void);
@@ -548,11 +586,11 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter);
 long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len);
 void dedupfs_touch(struct inode *inode);
 int dedupfs_change_prepare(struct inode *inode);
-loff_t dedupfs_change_start(struct inode *inode, loff_t pos);
+loff_t dedupfs_change_offset(struct inode *inode, loff_t pos);
 void dedupfs_change_begin(struct inode *inode, loff_t start, loff_t last);
-void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last);
+void dedupfs_change_end(struct inode *inode);
 int dedupfs_truncate_begin(struct inode *inode, loff_t start);
-void dedupfs_truncate_end(struct inode *inode, loff_t start);
+void dedupfs_truncate_end(struct inode *inode);
 
 /* remap.c */
 loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out,
@@ -560,11 +598,13 @@ loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out
 ssize_t dedupfs_copy_file_range(struct file *in, loff_t pos_in, struct file *out,
 				loff_t pos_out, size_t len, unsigned int flags);
 
-/* map.c, extent.c, baseline.c, join.c, resolve.c */
-/* fiemap.c */
-/* pool.c: entries, fill */
-/* shrink.c */
-/* (declared in pool.h: nothing outside the data path may call them) */
+/*
+ * The rest of the data path is in src/pool.h and src/extent.h: nothing outside
+ * of it may call that.
+ */
+
+/* map.c, for super.c */
+void dedupfs_map_leave(struct dedupfs_inode *di);
 
 /* extent.c, for stats.c */
 u64 dedupfs_pool_saved(struct dedupfs_pool *pool);

@@ -8,47 +8,107 @@
  *
  * Locks: map->fill_sem -> pool->sem -> map->lock (include/dedupfs.h).
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/delay.h>
 #include <linux/fiemap.h>
 #include <linux/fileattr.h>
 #include <linux/pagemap.h>
 #include "extent.h"
 
+/*
+ * How long is waited for a lock that others have: by who cannot be killed, or
+ * for another's file; and by who would not wait below.
+ */
+#define LOCK_WAIT	max(1, HZ / 10)
+#define LOCK_WAIT_OWN	max(1, HZ / 3)
+/* After that, where reads below take no lock, they are made there. */
+#define LOCKED_TIME	HZ
+
 /**
- * dedupfs_still_maps - does FIEMAP give a range of a file the same blocks as before?
+ * dedupfs_wait_for_writer - whoever has a lower file locked for a change is through
+ * @pool:	its pool
+ * @lower:	lower inode
+ * @other:	it is not the file that was asked for
+ *
+ * Waits killably, without a bound, where a read below would take the lock anyway
+ * (XFS).  For another file, in a worker, and on btrfs only for a bounded time: a
+ * user may keep the lock.
+ *
+ * Context: may sleep; takes the lower i_rwsem (shared).
+ * Return: 0; -EINTR if killed; -EAGAIN if it took too long.
+ */
+int dedupfs_wait_for_writer(const struct dedupfs_pool *pool, struct inode *lower, bool other)
+{
+	bool worker = current->flags & PF_KTHREAD;
+	unsigned int left = other || worker ? LOCK_WAIT : LOCK_WAIT_OWN;
+	int err;
+
+	if (!other && !worker && pool->reads_locked) {
+		err = down_read_killable(&lower->i_rwsem);
+		if (!err)
+			inode_unlock_shared(lower);
+		return err;
+	}
+	while (!inode_trylock_shared(lower)) {
+		if (!left--)
+			return -EAGAIN;
+		schedule_timeout_killable(1);
+		if (fatal_signal_pending(current))
+			return -EINTR;
+	}
+	inode_unlock_shared(lower);
+	return 0;
+}
+
+/**
+ * dedupfs_locked_too_long - the lower file of a map was waited for in vain
+ * @map:	map
+ *
+ * Return: the reason (enum dedupfs_reason) why it is not shared.
+ */
+int dedupfs_locked_too_long(struct dedupfs_map *map)
+{
+	if (!map->pool->reads_locked)
+		dedupfs_unstable_for(map, LOCKED_TIME);
+	return DEDUPFS_UNSTABLE;
+}
+
+/**
+ * dedupfs_still_maps - to how much of a range does FIEMAP give the same blocks as before?
  * @map:	map of the file
  * @r:		attached range of it
  * @flags:	FIEMAP_FLAG_*
  * @phys:	room for DEDUPFS_RESOLVE_EXTENTS
+ * @whole:	false if there are more extents than that: nothing is said of the rest
  *
  * Context: may sleep; takes the lower i_rwsem (shared).
- * Return: 1 or 0; -EAGAIN or -EINTR if it was not asked, as of dedupfs_fiemap().
+ * Return: pages from the beginning of @r on; -EAGAIN or -EINTR if it was not
+ * asked, as of dedupfs_fiemap().
  */
-int dedupfs_still_maps(struct dedupfs_map *map, const struct dedupfs_range *r, u32 flags,
-		       struct dedupfs_phys *phys)
+ssize_t dedupfs_still_maps(struct dedupfs_map *map, const struct dedupfs_range *r, u32 flags,
+			   struct dedupfs_phys *phys, bool *whole)
 {
 	const u32 never = FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_DATA_INLINE |
 			  FIEMAP_EXTENT_ENCODED | FIEMAP_EXTENT_UNWRITTEN |
 			  FIEMAP_EXTENT_UNKNOWN;
 	pgoff_t pos = r->index, end = r->index + r->nr;
 	const struct dedupfs_phys *p;
-	bool whole;
 	int n, i;
 
+	*whole = true;
 	n = dedupfs_fiemap(map->pool, map->lower, (u64)pos << PAGE_SHIFT,
-			   (u64)r->nr << PAGE_SHIFT, flags, phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
+			   (u64)r->nr << PAGE_SHIFT, flags, phys, DEDUPFS_RESOLVE_EXTENTS, whole);
 	if (n == -EAGAIN || n == -EINTR)
 		return n;
 	for (i = 0; i < n && pos < end; i++) {
 		p = &phys[i];
 		if (p->logical > (u64)pos << PAGE_SHIFT || (p->flags & never) ||
-		    p->physical - p->logical != (r->block - r->index) << PAGE_SHIFT)
-			return 0;
+		    p->physical - p->logical != (r->block - r->index) << PAGE_SHIFT) {
+			*whole = true;
+			break;
+		}
 		pos = (p->logical + p->length) >> PAGE_SHIFT;
 	}
-	return pos >= end;
+	return min(pos, end) - r->index;
 }
 
 /**
@@ -79,7 +139,7 @@ bool dedupfs_lower_failed(struct inode *lower)
 	return READ_ONCE(lower->i_mapping->wb_err);
 }
 
-/** dedupfs_foreign_mapping - is the lower file mapped for writing, and not through us? */
+/* Is the lower file mapped for writing, and not through us? */
 bool dedupfs_foreign_mapping(struct dedupfs_map *map)
 {
 	struct address_space *mapping = map->lower->i_mapping;
@@ -157,11 +217,30 @@ pgoff_t dedupfs_clean_pages(struct inode *lower, pgoff_t index, pgoff_t nr)
 	return nr;
 }
 
-/* Rule 3, under the lower i_rwsem.  Return: 0 and the armed counter, or a reason. */
+/**
+ * dedupfs_dirty_run - how many pages from one on are dirty or under write-back
+ * @lower:	lower inode
+ * @index:	file page
+ * @max:	pages to look at
+ */
+pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max)
+{
+	struct xarray *pages = &lower->i_mapping->i_pages;
+	pgoff_t n;
+
+	for (n = 0; n < max; n++)
+		if (!xa_get_mark(pages, index + n, PAGECACHE_TAG_DIRTY) &&
+		    !xa_get_mark(pages, index + n, PAGECACHE_TAG_WRITEBACK))
+			break;
+	return n;
+}
+
+/* Rule 3.  Return: 0 and the armed counter, or a reason. */
 static int sample(struct dedupfs_map *map, bool dirty_is_ours, u64 *counter)
 {
 	struct inode *lower = map->lower;
 
+	lockdep_assert_held_write(&lower->i_rwsem);
 	/* First: who moves it before this shows in one of the others. */
 	*counter = inode_query_iversion(lower);
 	if (atomic_read(&lower->i_dio_count) || dedupfs_foreign_mapping(map))
@@ -210,7 +289,9 @@ static int carry_over(struct dedupfs_map *map, u64 counter)
 	struct dedupfs_range r = {};
 	struct dedupfs_phys *phys;
 	pgoff_t pos = 0, clean;
+	ssize_t same;
 	u32 flags = 0;
+	bool whole;
 	int ok = 0;
 
 	phys = kvmalloc_array(DEDUPFS_RESOLVE_EXTENTS, sizeof(*phys), GFP_KERNEL);
@@ -225,15 +306,20 @@ static int carry_over(struct dedupfs_map *map, u64 counter)
 		/* What we made dirty was detached: this somebody did who raised no event. */
 		clean = dedupfs_clean_pages(map->lower, r.index, r.nr);
 		r.nr = clean ?: max(dedupfs_dirty_run(map->lower, r.index, r.nr), 1UL);
-		ok = clean ? dedupfs_still_maps(map, &r, flags, phys) : 0;
-		if (ok < 0)
+		whole = true;
+		same = clean ? dedupfs_still_maps(map, &r, flags, phys, &whole) : 0;
+		if (same < 0) {
+			ok = same;
 			goto out;
-		if (!ok)
-			dedupfs_detach(map, r.index, r.index + r.nr - 1);
+		}
+		/* What it says nothing of comes next. */
+		if (!whole && same)
+			r.nr = same;
+		else if (same < r.nr)
+			dedupfs_detach(map, r.index + same, r.index + r.nr - 1);
 		/* It waits for write-back of all of the file: once is enough. */
 		if (clean)
 			flags = 0;
-		ok = 0;
 	}
 	if (!dedupfs_only_ours(map))
 		goto out;
@@ -252,6 +338,33 @@ out:
 	return ok;
 }
 
+/* Nothing that was known before is true any more; what comes is at @counter. */
+static void start_anew(struct dedupfs_map *map, u64 counter)
+{
+	pgoff_t last = ULONG_MAX;
+	bool attached;
+
+	/* It becomes valid when nothing old is mapped any more. */
+	dedupfs_zap_begin(map);
+	down_write(&map->pool->sem);
+	spin_lock(&map->lock);
+	WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
+	spin_unlock(&map->lock);
+	attached = dedupfs_detach_extents(map, 0, &last);
+	up_write(&map->pool->sem);
+	if (attached)
+		dedupfs_count(map->pool, DEDUPFS_STALE, 1);
+	/* Or somebody else has detached something, and is not through. */
+	if (attached || atomic_read(&map->zaps) > 1)
+		dedupfs_zap(map, 0, ULONG_MAX);
+	spin_lock(&map->lock);
+	WRITE_ONCE(map->baseline, counter);
+	WRITE_ONCE(map->tracked, false);
+	map->settled = false;
+	spin_unlock(&map->lock);
+	dedupfs_zap_end(map);
+}
+
 #define BASELINE_TRIES	5
 
 /**
@@ -266,8 +379,7 @@ out:
 int dedupfs_baseline(struct dedupfs_map *map)
 {
 	struct inode *lower = map->lower;
-	pgoff_t last = ULONG_MAX;
-	bool carry = false, attached;
+	bool carry = false;
 	int reason = DEDUPFS_UNSTABLE, carried, try;
 	u64 counter;
 
@@ -304,49 +416,15 @@ int dedupfs_baseline(struct dedupfs_map *map)
 			goto out;
 	}
 
-	/* It becomes valid when nothing old is mapped any more. */
-	dedupfs_zap_begin(map);
-	down_write(&map->pool->sem);
-	spin_lock(&map->lock);
-	WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
-	spin_unlock(&map->lock);
-	attached = dedupfs_detach_extents(map, 0, &last);
-	up_write(&map->pool->sem);
-	if (attached)
-		dedupfs_count(map->pool, DEDUPFS_STALE, 1);
-	/* Or somebody else has detached something, and is not through. */
-	if (attached || atomic_read(&map->zaps) > 1)
-		dedupfs_zap(map, 0, ULONG_MAX);
-	spin_lock(&map->lock);
-	WRITE_ONCE(map->baseline, counter);
-	WRITE_ONCE(map->tracked, false);
-	map->settled = false;
-	spin_unlock(&map->lock);
-	dedupfs_zap_end(map);
+	start_anew(map, counter);
 	/* A carried file can be dirty; one that starts anew must not be. */
 	if (carry && dedupfs_lower_dirty(lower)) {
+		spin_lock(&map->lock);
 		WRITE_ONCE(map->baseline, DEDUPFS_UNARMED);
+		spin_unlock(&map->lock);
 		reason = DEDUPFS_DIRTY;
 	}
 out:
 	up_write(&map->fill_sem);
 	return reason;
-}
-
-/**
- * dedupfs_dirty_run - how many pages from one on are dirty or under write-back
- * @lower:	lower inode
- * @index:	file page
- * @max:	pages to look at
- */
-pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max)
-{
-	struct xarray *pages = &lower->i_mapping->i_pages;
-	pgoff_t n;
-
-	for (n = 0; n < max; n++)
-		if (!xa_get_mark(pages, index + n, PAGECACHE_TAG_DIRTY) &&
-		    !xa_get_mark(pages, index + n, PAGECACHE_TAG_WRITEBACK))
-			break;
-	return n;
 }

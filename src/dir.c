@@ -8,7 +8,6 @@
  *
  * Lock order: upper i_rwsem (shared) -> lower i_rwsem (shared).
  */
-#include <linux/file.h>
 #include <linux/fs.h>
 
 #include "dedupfs.h"
@@ -94,15 +93,26 @@ static int dedupfs_iterate(struct file *file, struct dir_context *ctx)
 		.file = file,
 		.root_bits = inode->i_ino ^ dedupfs_lower(inode)->i_ino,
 	};
-	const struct cred *old;
+	struct inode *lower_inode = file_inode(lower);
 	int err;
 
+	if (!lower->f_op->iterate_shared)
+		return -ENOTDIR;
+	/*
+	 * As iterate_dir(), which asks security modules: that was done for the
+	 * upper file, and this stores to the caller's memory, with his credentials.
+	 */
+	err = down_read_killable(&lower_inode->i_rwsem);
+	if (err)
+		return err;
+	t.ctx.pos = ctx->pos;
 	lower->f_pos = ctx->pos;
-	/* As it was opened: a security module asks again. */
-	old = override_creds(DEDUPFS_SB(inode->i_sb)->cred);
-	err = iterate_dir(lower, &t.ctx);
-	revert_creds(old);
-	ctx->pos = lower->f_pos;
+	err = -ENOENT;
+	if (!IS_DEADDIR(lower_inode))
+		err = lower->f_op->iterate_shared(lower, &t.ctx);
+	lower->f_pos = t.ctx.pos;
+	inode_unlock_shared(lower_inode);
+	ctx->pos = t.ctx.pos;
 	return err;
 }
 

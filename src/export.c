@@ -149,16 +149,14 @@ static int dedupfs_commit_metadata(struct inode *inode)
 	return ops->commit_metadata ? ops->commit_metadata(lower) : sync_inode_metadata(lower, 1);
 }
 
-#ifdef DEDUPFS_HAVE_FETCH_IVERSION
 /* As nfsd makes it where the inode itself counts its changes. */
-static u64 dedupfs_fetch_iversion(struct inode *inode)
+static u64 __maybe_unused dedupfs_fetch_iversion(struct inode *inode)
 {
 	struct inode *lower = dedupfs_lower(inode);
 	struct timespec64 ctime = inode_get_ctime(lower);
 
 	return ((u64)ctime.tv_sec << 30) + ctime.tv_nsec + inode_query_iversion(lower);
 }
-#endif
 
 const struct export_operations dedupfs_export_ops = {
 	.encode_fh	= dedupfs_encode_fh,
@@ -167,7 +165,5 @@ const struct export_operations dedupfs_export_ops = {
 	.get_parent	= dedupfs_get_parent,
 	.get_name	= dedupfs_get_name,
 	.commit_metadata = dedupfs_commit_metadata,
-#ifdef DEDUPFS_HAVE_FETCH_IVERSION
-	.fetch_iversion	= dedupfs_fetch_iversion,
-#endif
+	DEDUPFS_FETCH_IVERSION_OPS(dedupfs_fetch_iversion)
 };

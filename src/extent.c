@@ -9,8 +9,6 @@
  *
  * Locks: pool->sem -> map->lock (include/dedupfs.h).
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/interval_tree_generic.h>
 #include <linux/pagemap.h>
 #include <linux/slab.h>
@@ -38,10 +36,19 @@ INTERVAL_TREE_DEFINE(struct dedupfs_extent, block_node, u64, subtree_last,
  */
 struct dedupfs_extent *dedupfs_attached_first(struct dedupfs_pool *pool, u64 block, u64 last)
 {
+	lockdep_assert_held(&pool->sem);
 	return attached_iter_first(&pool->attached, block, last);
 }
 
-/** dedupfs_attached_next - the one after it; the tree has not changed meanwhile */
+/**
+ * dedupfs_attached_next - the attached extent after another
+ * @ext:	of dedupfs_attached_first(), or of this
+ * @block:	as there
+ * @last:	as there
+ *
+ * Context: pool->sem held, so that the tree has not changed meanwhile.
+ * Return: the extent, or NULL.
+ */
 struct dedupfs_extent *dedupfs_attached_next(struct dedupfs_extent *ext, u64 block, u64 last)
 {
 	return attached_iter_next(ext, block, last);
@@ -49,10 +56,16 @@ struct dedupfs_extent *dedupfs_attached_next(struct dedupfs_extent *ext, u64 blo
 
 /* Zaps */
 
-/* The caller raised map->zaps before it detached: a change waits for no less. */
+/*
+ * The caller raised map->zaps before it detached, so whoever finds no extents
+ * still waits for this zap.
+ */
 static void zap_later(struct dedupfs_zap_list *list, struct dedupfs_map *map,
 		      pgoff_t first, pgoff_t last)
 {
+	/* @zaps stays raised then: whoever detaches or looks for changes next zaps. */
+	if (WARN_ON_ONCE(list->nr == ARRAY_SIZE(list->zap)))
+		return;
 	refcount_inc(&map->ref);
 	list->zap[list->nr].map = map;
 	list->zap[list->nr].first = first;
@@ -86,7 +99,13 @@ unsigned int dedupfs_mapping_begin(struct dedupfs_map *map)
 	return turn;
 }
 
-/** dedupfs_mapping_end - what it found is mapped */
+/**
+ * dedupfs_mapping_end - what a fault found is mapped
+ * @map:	map
+ * @turn:	what dedupfs_mapping_begin() returned
+ *
+ * Context: as of dedupfs_mapping_begin().
+ */
 void dedupfs_mapping_end(struct dedupfs_map *map, unsigned int turn)
 {
 	rwsem_release(&map->zap_mutex.dep_map, _RET_IP_);
@@ -129,7 +148,12 @@ void dedupfs_zap(struct dedupfs_map *map, pgoff_t first, pgoff_t last)
 				    last - first == ULONG_MAX ? 0 : last - first + 1, false);
 }
 
-/** dedupfs_zap_all - all that was noted; context as for dedupfs_zap() */
+/**
+ * dedupfs_zap_all - unmap all that was noted to be zapped
+ * @list:	empty afterwards
+ *
+ * Context: as of dedupfs_zap().
+ */
 void dedupfs_zap_all(struct dedupfs_zap_list *list)
 {
 	struct dedupfs_map *map;
@@ -152,12 +176,14 @@ void dedupfs_zap_all(struct dedupfs_zap_list *list)
  * @index:	file page
  *
  * Context: pool->sem or map->lock held.
+ * Return: the extent, or NULL if there is none from there on.
  */
 struct dedupfs_extent *dedupfs_extent_at_or_after(struct dedupfs_map *map, pgoff_t index)
 {
 	struct dedupfs_extent *ext, *best = NULL;
 	struct rb_node *node = map->extents.rb_node;
 
+	lockdep_assert(lockdep_is_held(&map->pool->sem) || lockdep_is_held(&map->lock));
 	while (node) {
 		ext = rb_entry(node, struct dedupfs_extent, file_node);
 		if (ext->index + ext->nr > index) {
@@ -226,10 +252,10 @@ static void extent_insert(struct dedupfs_map *map, struct dedupfs_extent *ext)
 		else
 			link = &parent->rb_right;
 	}
-	/* Readers walk without the lock; map->seq orders what they see. */
-	rb_link_node(&ext->file_node, parent, link);
+	/* What a reader finds is whole (RCU); whether it is right, map->seq says. */
+	rb_link_node_rcu(&ext->file_node, parent, link);
 	rb_insert_color(&ext->file_node, &map->extents);
-	map->nr_extents++;
+	WRITE_ONCE(map->nr_extents, map->nr_extents + 1);
 }
 
 static void block_insert(struct dedupfs_pool *pool, struct dedupfs_extent *ext)
@@ -251,10 +277,10 @@ static void block_remove(struct dedupfs_pool *pool, struct dedupfs_extent *ext)
 /**
  * dedupfs_extent_resize - change an extent in place
  * @map:	map
- * @ext:	extent of it; freed where @nr is 0
+ * @ext:	extent of it
  * @index:	its first file page from now on
  * @nr:		pages from there, all of them its own or such that nothing is
- *		known of; 0 removes it
+ *		known of
  *
  * Readers retry on map->seq.
  *
@@ -264,29 +290,36 @@ void dedupfs_extent_resize(struct dedupfs_map *map, struct dedupfs_extent *ext,
 			   pgoff_t index, pgoff_t nr)
 {
 	/* Where only the end moves, it keeps its place in the tree of blocks. */
-	bool same_start = nr && index == ext->index;
+	bool same_start = index == ext->index;
 
+	lockdep_assert_held_write(&map->pool->sem);
 	if (!same_start)
 		block_remove(map->pool, ext);
 	spin_lock(&map->lock);
 	write_seqcount_begin(&map->seq);
-	if (nr) {
-		if (ext->reason == DEDUPFS_POOLED)
-			ext->block = ext->block + index - ext->index;
-		ext->index = index;
-		ext->nr = nr;
-	} else {
-		rb_erase(&ext->file_node, &map->extents);
-		map->nr_extents--;
-	}
+	if (ext->reason == DEDUPFS_POOLED)
+		ext->block = ext->block + index - ext->index;
+	ext->index = index;
+	ext->nr = nr;
 	write_seqcount_end(&map->seq);
 	spin_unlock(&map->lock);
-	if (!nr)
-		kfree_rcu(ext, rcu);
-	else if (!same_start)
+	if (!same_start)
 		block_insert(map->pool, ext);
 	else if (ext->reason == DEDUPFS_POOLED)
 		attached_augment.propagate(&ext->block_node, NULL);
+}
+
+/* pool->sem is held for writing. */
+static void extent_remove(struct dedupfs_map *map, struct dedupfs_extent *ext)
+{
+	block_remove(map->pool, ext);
+	spin_lock(&map->lock);
+	write_seqcount_begin(&map->seq);
+	rb_erase(&ext->file_node, &map->extents);
+	WRITE_ONCE(map->nr_extents, map->nr_extents - 1);
+	write_seqcount_end(&map->seq);
+	spin_unlock(&map->lock);
+	kfree_rcu(ext, rcu);
 }
 
 /**
@@ -295,19 +328,20 @@ void dedupfs_extent_resize(struct dedupfs_map *map, struct dedupfs_extent *ext,
  * @r:		what is known of it now
  *
  * Context: pool->sem held for writing.
- * Return: the new extent, or NULL without memory (the range stays unknown).
+ * Return: false without memory: the range stays unknown.
  */
-struct dedupfs_extent *dedupfs_extent_add(struct dedupfs_map *map, const struct dedupfs_range *r)
+bool dedupfs_extent_add(struct dedupfs_map *map, const struct dedupfs_range *r)
 {
 	struct dedupfs_extent *ext;
 
+	lockdep_assert_held_write(&map->pool->sem);
 	/*
 	 * A loop device for swap may lie on the mount, and wait for pool->sem;
 	 * and so may all those who reclaim memory, at an eviction.
 	 */
 	ext = kzalloc(sizeof(*ext), GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
 	if (!ext)
-		return NULL;
+		return false;
 	ext->map = map;
 	ext->index = r->index;
 	ext->nr = r->nr;
@@ -319,7 +353,46 @@ struct dedupfs_extent *dedupfs_extent_add(struct dedupfs_map *map, const struct 
 	write_seqcount_end(&map->seq);
 	spin_unlock(&map->lock);
 	block_insert(map->pool, ext);
-	return ext;
+	return true;
+}
+
+/**
+ * dedupfs_covered - does an attached extent cover a block?
+ * @pool:	pool
+ * @block:	physical block, in pages
+ * @next:	first block after @block for which the answer may differ
+ *
+ * Context: pool->sem held.
+ * Return: true if one does.
+ */
+bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next)
+{
+	struct dedupfs_extent *ext;
+
+	lockdep_assert_held(&pool->sem);
+	ext = dedupfs_attached_first(pool, block, U64_MAX);
+	if (!ext) {
+		*next = U64_MAX;
+		return false;
+	}
+	if (ext->block > block) {
+		*next = ext->block;
+		return false;
+	}
+	*next = dedupfs_block_last(ext) + 1;
+	return true;
+}
+
+/* Rule 1: the last detach of @nr blocks frees their pages. */
+static void drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr)
+{
+	u64 end = block + nr, next;
+
+	while (block < end) {
+		if (!dedupfs_covered(pool, block, &next))
+			dedupfs_pool_drop(pool, block, min(next, end) - 1);
+		block = next;
+	}
 }
 
 /**
@@ -343,6 +416,7 @@ bool dedupfs_detach_extents(struct dedupfs_map *map, pgoff_t first, pgoff_t *to)
 	struct dedupfs_range tail;
 	bool attached = false;
 	pgoff_t index, end;
+	int reason;
 	u64 block;
 
 	lockdep_assert_held_write(&pool->sem);
@@ -351,11 +425,12 @@ bool dedupfs_detach_extents(struct dedupfs_map *map, pgoff_t first, pgoff_t *to)
 		index = max(ext->index, first);
 		end = ext->index + ext->nr;
 		block = ext->block + (index - ext->index);
-		tail = (struct dedupfs_range){ .index = last + 1, .reason = ext->reason };
+		reason = ext->reason;
+		tail = (struct dedupfs_range){ .index = last + 1, .reason = reason };
 		if (end - 1 > last) {
 			tail.nr = end - 1 - last;
 			tail.block = ext->block + (tail.index - ext->index);
-			if (ext->reason != DEDUPFS_POOLED)
+			if (reason != DEDUPFS_POOLED)
 				tail.block = 0;
 		}
 
@@ -369,12 +444,12 @@ bool dedupfs_detach_extents(struct dedupfs_map *map, pgoff_t first, pgoff_t *to)
 			dedupfs_extent_resize(map, ext, tail.index, tail.nr);
 			end = last + 1;
 		} else {
-			dedupfs_extent_resize(map, ext, 0, 0);
+			extent_remove(map, ext);
 		}
 
-		if (tail.reason == DEDUPFS_POOLED) {
+		if (reason == DEDUPFS_POOLED) {
 			attached = true;
-			dedupfs_pool_drop_uncovered(pool, block, end - index);
+			drop_uncovered(pool, block, end - index);
 		}
 		cond_resched();
 	}
@@ -569,30 +644,6 @@ void dedupfs_drop_stale(struct dedupfs_map *map)
 }
 
 /**
- * dedupfs_covered - does an attached extent cover a block?
- * @pool:	pool
- * @block:	physical block, in pages
- * @next:	first block after @block for which the answer may differ
- *
- * Context: pool->sem held.
- */
-bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next)
-{
-	struct dedupfs_extent *ext = dedupfs_attached_first(pool, block, U64_MAX);
-
-	if (!ext) {
-		*next = U64_MAX;
-		return false;
-	}
-	if (ext->block > block) {
-		*next = ext->block;
-		return false;
-	}
-	*next = dedupfs_block_last(ext) + 1;
-	return true;
-}
-
-/**
  * dedupfs_zap_block - unmap a pool page from every file that may map it
  * @pool:	pool
  * @block:	its physical block, in pages
@@ -606,6 +657,7 @@ void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block)
 	struct dedupfs_extent *ext;
 	struct address_space *mapping;
 
+	lockdep_assert_held(&pool->sem);
 	for (ext = dedupfs_attached_first(pool, block, block); ext;
 	     ext = dedupfs_attached_next(ext, block, block)) {
 		mapping = ext->map->lower->i_mapping;
@@ -630,7 +682,7 @@ u64 dedupfs_pool_saved(struct dedupfs_pool *pool)
 	unsigned long index;
 	void *entry;
 
-	/* A few blocks at a time: anybody may read this file in a loop. */
+	/* A few blocks at a time: do not hold pool->sem for long. */
 	while (block != U64_MAX) {
 		down_read(&pool->sem);
 		if (!dedupfs_covered(pool, block, &next)) {

@@ -75,22 +75,27 @@ static inline u64 dedupfs_block_last(const struct dedupfs_extent *ext)
 static inline void dedupfs_zap_begin(struct dedupfs_map *map)
 {
 	atomic_inc(&map->zaps);
-	/* Seen by whoever sees that there are no extents any more. */
+	/*
+	 * Seen by whoever sees that there are no extents any more.  Pairs with
+	 * smp_rmb() in dedupfs_drop_if_stale() and dedupfs_drop_stale().
+	 */
 	smp_mb__after_atomic();
 }
 
 static inline void dedupfs_zap_end(struct dedupfs_map *map)
 {
+	smp_mb__before_atomic();	/* unmapped, before @zaps says so */
 	atomic_dec(&map->zaps);
 }
 
 /* extent.c */
 struct dedupfs_extent *dedupfs_extent_at_or_after(struct dedupfs_map *map, pgoff_t index);
-struct dedupfs_extent *dedupfs_extent_add(struct dedupfs_map *map, const struct dedupfs_range *r);
+bool dedupfs_extent_add(struct dedupfs_map *map, const struct dedupfs_range *r);
 void dedupfs_extent_resize(struct dedupfs_map *map, struct dedupfs_extent *ext,
 			   pgoff_t index, pgoff_t nr);
 struct dedupfs_extent *dedupfs_attached_first(struct dedupfs_pool *pool, u64 block, u64 last);
 struct dedupfs_extent *dedupfs_attached_next(struct dedupfs_extent *ext, u64 block, u64 last);
+bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next);
 bool dedupfs_detach_extents(struct dedupfs_map *map, pgoff_t first, pgoff_t *to);
 bool dedupfs_detach_later(struct dedupfs_zap_list *list, struct dedupfs_map *map,
 			  pgoff_t first, pgoff_t last);
@@ -102,9 +107,8 @@ void dedupfs_zap_all(struct dedupfs_zap_list *list);
 
 /* baseline.c */
 int dedupfs_baseline(struct dedupfs_map *map);
-int dedupfs_still_maps(struct dedupfs_map *map, const struct dedupfs_range *r, u32 flags,
-		       struct dedupfs_phys *phys);
-bool dedupfs_in_place(struct inode *lower);
+ssize_t dedupfs_still_maps(struct dedupfs_map *map, const struct dedupfs_range *r, u32 flags,
+			   struct dedupfs_phys *phys, bool *whole);
 pgoff_t dedupfs_clean_pages(struct inode *lower, pgoff_t index, pgoff_t nr);
 
 /* join.c */

@@ -15,11 +15,9 @@
  * evict frees only pages whose references it can freeze.
  * A store goes to the lower page cache always: a pool page is never written.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/mm.h>
+#include <linux/oom.h>
 #include <linux/pagemap.h>
-#include <linux/sched/signal.h>
 #include <linux/userfaultfd_k.h>
 #include "pool.h"
 
@@ -36,7 +34,13 @@
 #define FAULT_AROUND		16U
 #define FAULT_AROUND_MAX	128U
 
-enum fault_source { FAULT_MAPPED, FAULT_PAGE, FAULT_LOWER, FAULT_MISS, FAULT_OOM };
+enum fault_source {
+	FAULT_MAPPED,		/* done */
+	FAULT_PAGE,		/* vmf->page is set */
+	FAULT_LOWER,		/* not the pool's */
+	FAULT_MISS,		/* not known, or not there: fill */
+	FAULT_OOM
+};
 
 /*
  * The published pages of a range, from its first block on, with a reference
@@ -154,8 +158,9 @@ static bool huge_pages_line_up(const struct vm_area_struct *vma)
  * In a VMA with VM_MIXEDMAP the kernel takes a huge page for a driver's, which
  * is not counted, and gives back nothing of it: so none may be mapped there.
  * Where there is a page table, none is; and no other way that a fault takes
- * comes before this.  It is made before anybody waits for us, too: who has
- * used up his memory may be held up over it.
+ * comes before this.  With no pages vm_insert_pages() only allocates the table.
+ * Made before dedupfs_mapping_begin(): a cgroup may hold up the allocation, and
+ * a detach waits for us.
  */
 static int make_table(struct vm_fault *vmf)
 {
@@ -168,9 +173,8 @@ static int make_table(struct vm_fault *vmf)
 }
 
 /*
- * Where it makes huge pages of files that are read only, the kernel frees the
- * page tables of all who could map one, and takes them to be empty: it has
- * unmapped its own pages, and knows of none of ours.
+ * With READ_ONLY_THP_FOR_FS khugepaged frees the page tables of all mappings
+ * that could take its huge page, and knows nothing of pool pages in them.
  */
 static bool table_can_be_freed(const struct vm_area_struct *vma)
 {
@@ -209,6 +213,8 @@ static enum fault_source map_from_pool(struct vm_fault *vmf, struct inode *inode
 		/* do_cow_fault() makes a private copy of it, and locks it itself for that. */
 		if (get_pages(map, &r, 1, size, &page, &tail)) {
 			vmf->page = page;
+			dedupfs_page_used(page);
+			dedupfs_count(map->pool, DEDUPFS_HITS, 1);
 			source = FAULT_PAGE;
 		} else if (tail) {
 			source = FAULT_LOWER;
@@ -310,6 +316,10 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 		nr = FAULT_AROUND;
 	else if (index == ra->start)
 		nr = clamp(ra->size * 2, DEDUPFS_FILL_MIN, DEDUPFS_FILL_MAX);
+	if (nr > dedupfs_fill_max(dedupfs_pool(inode))) {
+		nr = dedupfs_fill_max(dedupfs_pool(inode));
+		index = page;
+	}
 	wait = dedupfs_wait_new();
 	if (!wait)
 		return 0;
@@ -339,7 +349,7 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 /* Would a fill be in vain? */
 static bool unstable_now(struct dedupfs_inode *di)
 {
-	struct dedupfs_map *map = READ_ONCE(di->map);
+	struct dedupfs_map *map = dedupfs_map_of(di);
 
 	if (dedupfs_lower_failed(di->lower) ||
 	    (map && (atomic_read(&map->changing) ||
@@ -351,7 +361,7 @@ static bool unstable_now(struct dedupfs_inode *di)
 /* Is the page served from the pool, or about to be stored to? */
 static bool shared_here(struct vm_fault *vmf, struct dedupfs_inode *di)
 {
-	struct dedupfs_map *map = READ_ONCE(di->map);
+	struct dedupfs_map *map = dedupfs_map_of(di);
 	struct dedupfs_range r;
 
 	return map && dedupfs_map_lookup(map, vmf->pgoff, &r) &&
@@ -395,6 +405,12 @@ static vm_fault_t pooled_fault(struct vm_fault *vmf)
 	err = make_table(vmf);
 	if (err)
 		return vmf_error(err);
+	/* As finish_fault() does: what was private, and is reaped, must not be the file's. */
+	if (!(vmf->vma->vm_flags & VM_SHARED)) {
+		ret = check_stable_address_space(vmf->vma->vm_mm);
+		if (ret)
+			return ret;
+	}
 	if ((vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED)) {
 		read_shared_page(vmf, di);
 		return filemap_fault(vmf);
@@ -531,7 +547,7 @@ static vm_fault_t page_mkwrite(struct vm_fault *vmf)
 	last = pos + folio_size(folio) - 1;
 	dedupfs_change_begin(inode, pos, last);
 	ret = lower_page_mkwrite(vmf, lower);
-	dedupfs_change_end(inode, pos, last);
+	dedupfs_change_end(inode);
 	return ret;
 }
 
@@ -576,7 +592,7 @@ static const struct vm_operations_struct pooled_vm_ops = {
 	.mremap		= pooled_mremap,
 };
 
-/** dedupfs_is_our_vma - are its stores seen by our page_mkwrite? */
+/* Are stores to it seen by our page_mkwrite? */
 bool dedupfs_is_our_vma(const struct vm_area_struct *vma)
 {
 	return vma->vm_ops == &plain_vm_ops || vma->vm_ops == &pooled_vm_ops;
@@ -633,6 +649,7 @@ static int mmap_dax(struct file *file, struct vm_area_struct *vma)
 int dedupfs_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(file_inode(file));
+	struct dedupfs_map *map;
 	int err;
 
 	if (IS_DAX(di->lower))
@@ -650,8 +667,9 @@ int dedupfs_mmap(struct file *file, struct vm_area_struct *vma)
 		if (err)
 			return err;
 	}
+	map = dedupfs_map_of(di);
 	if (dedupfs_is_plain(di) || table_can_be_freed(vma) ||
-	    (dedupfs_lower_dirty(di->lower) && !(di->map && di->map->nr_extents))) {
+	    (dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->nr_extents)))) {
 		vma->vm_ops = &plain_vm_ops;
 	} else {
 		/* vm_insert_pages() wants the first; huge pages would hide pool pages. */

@@ -7,15 +7,16 @@
  * ftrace_ops reads that function's arguments.  Our calls are told from all
  * others by where the fiemap_extent_info lies: inside a collector of ours,
  * which names itself and its task.  The number of extents seen must equal the
- * number counted, or the answer is void.
+ * number counted, or the answer is void.  Count mode has no end but that of the
+ * range; where the filesystem knows how to stop, it is made to when there is no
+ * room for more.
  *
  * No locks.  The observer runs in the context of the ->fiemap that it sees.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/fiemap.h>
 #include <linux/ftrace.h>
-#include <linux/module.h>
 #include "pool.h"
 
 struct collector {
@@ -24,6 +25,7 @@ struct collector {
 	struct dedupfs_phys *out;
 	unsigned int max;
 	unsigned int seen;
+	bool stop;		/* when there is no more room in @out */
 };
 
 static bool observer_registered;
@@ -41,7 +43,7 @@ static void notrace observe(unsigned long ip, unsigned long parent_ip,
 	if (!regs)
 		return;
 	fi = (struct fiemap_extent_info *)regs_get_kernel_argument(regs, 0);
-	/* Addresses are compared before anything is read through them. */
+	/* @fi is the caller's; @c is read only once the addresses agree. */
 	c = container_of(fi, struct collector, fi);
 	if (fi->fi_extents_max || (__force void *)fi->fi_extents_start != c ||
 	    c->task != current)
@@ -53,6 +55,9 @@ static void notrace observe(unsigned long ip, unsigned long parent_ip,
 		p->physical = regs_get_kernel_argument(regs, 2);
 		p->length = regs_get_kernel_argument(regs, 3);
 		p->flags = regs_get_kernel_argument(regs, 4);
+	} else if (c->stop) {
+		/* The function finds its array full, and tells the filesystem to stop. */
+		fi->fi_extents_max = fi->fi_extents_mapped;
 	}
 	c->seen++;
 }
@@ -86,7 +91,7 @@ int dedupfs_fiemap_init(void)
 	return 0;
 }
 
-/** dedupfs_fiemap_exit - stop observing */
+/* Stop observing. */
 void dedupfs_fiemap_exit(void)
 {
 	if (!observer_registered)
@@ -120,8 +125,8 @@ void dedupfs_fiemap_exit(void)
  * @max:	room in @out
  * @whole:	false if there were more than @max
  *
- * Context: may sleep; takes the lower i_rwsem (shared), so the caller holds
- * neither that nor a page lock.
+ * Context: may sleep; takes the lower i_rwsem (shared), so the caller does not
+ * hold it.  A fill calls it with claimed pages locked.
  * Return: extents stored in @out, or -errno.  -EIO: the observer did not see
  * what the filesystem counted; -EINTR: the caller was killed; -EAGAIN: as of
  * dedupfs_wait_for_writer().
@@ -134,6 +139,7 @@ int dedupfs_fiemap(const struct dedupfs_pool *pool, struct inode *lower, u64 sta
 		.task		= current,
 		.out		= out,
 		.max		= max,
+		.stop		= pool->fiemap_stops,
 	};
 	int err;
 
@@ -148,22 +154,23 @@ int dedupfs_fiemap(const struct dedupfs_pool *pool, struct inode *lower, u64 sta
 	err = lower->i_op->fiemap(lower, &c.fi, start, len);
 	if (err < 0)
 		return err;
-	if (c.seen != c.fi.fi_extents_mapped)
+	/* (The one at which it stopped was not counted.) */
+	if (c.seen != c.fi.fi_extents_mapped + !!c.fi.fi_extents_max)
 		return -EIO;
 	*whole = c.seen <= max;
 	return min(c.seen, max);
 }
 
 /**
- * dedupfs_fiemap_works - does the observer see what the filesystem counts?
- * @lower:	an inode of it, for example the root directory
+ * dedupfs_fiemap_works - does the observer see calls of fiemap_fill_next_extent()?
  *
- * The self-test of a new pool: on @lower where it has ->fiemap, else only
- * whether the observer is in place.  A mismatch later voids that one answer.
+ * The self-test of a new pool, without a filesystem.  A mismatch later voids
+ * that one answer.
  *
  * Context: may sleep.
+ * Return: true if it does.
  */
-bool dedupfs_fiemap_works(struct inode *lower)
+bool dedupfs_fiemap_works(void)
 {
 	struct fiemap_extent_info fi;
 	struct dedupfs_phys p;

@@ -4,24 +4,24 @@
  *
  * The lower file is opened at once for writing, so that its errors come at
  * open(2), and else at need: a warm open, read and close of a shared file
- * opens nothing below.  It is opened with the caller's credentials and with
- * FMODE_NONOTIFY, so that the mark of mark.c sees foreign changes only.
+ * opens nothing below.  It is opened with the mounter's credentials (the caller
+ * was checked above) and with FMODE_NONOTIFY, so that the mark of mark.c sees
+ * foreign changes only.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <asm/syscall.h>
 #include <linux/compat.h>
 #include <linux/file.h>
-#include <linux/pagemap.h>
-#include <linux/slab.h>
+#include <linux/ptrace.h>
 #include "pool.h"
 
 /* swapon(2) of a 32-bit program, on x86 and on arm64. */
 #define COMPAT_NR_SWAPON	87
 
 /*
- * Nor is the lower file open for append: a write that is one says so itself,
- * and no other goes where it was not announced, whatever F_SETFL says meanwhile.
+ * Flags of the open only.  And O_APPEND: an appending write says so in its iocb,
+ * whatever F_SETFL does meanwhile.
  */
 #define OPEN_ONLY_FLAGS	(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_APPEND)
 #define SETFL_FLAGS	(O_NONBLOCK | O_NDELAY | O_DIRECT)
@@ -278,7 +278,12 @@ errseq_t dedupfs_wb_err_begin(const struct file *file, struct file *lower)
 	return told;
 }
 
-/** dedupfs_wb_err_end - if it has told of one, the upper file has; @before: of the beginning */
+/**
+ * dedupfs_wb_err_end - if the call below has told of an error, the upper file has
+ * @file:	upper file
+ * @lower:	its lower file
+ * @before:	what dedupfs_wb_err_begin() returned
+ */
 void dedupfs_wb_err_end(struct file *file, const struct file *lower, errseq_t before)
 {
 	errseq_t told = READ_ONCE(lower->f_wb_err);
@@ -310,17 +315,7 @@ static int file_flush(struct file *file, fl_owner_t id)
 	return 0;
 }
 
-/**
- * dedupfs_data_init_once - constructor of the data part of an upper inode
- * @di:		in the slab
- */
-void dedupfs_data_init_once(struct dedupfs_inode *di)
-{
-	di->lower = NULL;
-	di->map = NULL;
-}
-
-/** dedupfs_data_init - a fresh upper inode */
+/* A fresh upper inode. */
 void dedupfs_data_init(struct dedupfs_inode *di)
 {
 	di->lower = NULL;
@@ -335,17 +330,6 @@ void dedupfs_data_init(struct dedupfs_inode *di)
 	di->fault_tries = 0;
 	di->fault_fails = 0;
 	di->fault_time = jiffies;
-}
-
-/**
- * dedupfs_data_evict - the upper inode goes; its map may stay
- * @di:		regular upper inode; the lower one is still held
- *
- * Context: may sleep.
- */
-void dedupfs_data_evict(struct dedupfs_inode *di)
-{
-	dedupfs_map_leave(di);
 }
 
 const struct file_operations dedupfs_file_fops = {

@@ -10,15 +10,12 @@
  *
  * Lock order: upper i_rwsem -> lower sb_writers -> lower i_rwsem.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/fs.h>
 #include <linux/exportfs.h>
 #include <linux/fileattr.h>
 #include <linux/magic.h>
 #include <linux/mount.h>
 #include <linux/posix_acl.h>
-#include <linux/security.h>
 #include <linux/stat.h>
 
 #include "dedupfs.h"
@@ -82,6 +79,8 @@ static int put_inode_on(struct inode *inode, void *lower)
 	return 0;
 }
 
+static void copy_attr(struct inode *inode, bool locked, bool patient);
+
 static void init_inode(struct inode *inode)
 {
 	struct inode *lower = dedupfs_lower(inode);
@@ -110,7 +109,7 @@ static void init_inode(struct inode *inode)
 		init_special_inode(inode, lower->i_mode, lower->i_rdev);
 		break;
 	}
-	dedupfs_copy_attr_locked(inode);
+	copy_attr(inode, true, true);
 }
 
 /* iget5_locked() for a lower inode that mostly has no upper one yet. */
@@ -148,7 +147,7 @@ struct inode *dedupfs_iget(struct super_block *sb, struct inode *lower)
 		init_inode(inode);
 		unlock_new_inode(inode);
 	} else {
-		dedupfs_copy_attr(inode);
+		copy_attr(inode, false, true);
 	}
 	return inode;
 }
@@ -156,12 +155,11 @@ struct inode *dedupfs_iget(struct super_block *sb, struct inode *lower)
 /* A link count that passes zero is counted in the superblock: one at a time. */
 static void copy_nlink(struct inode *inode, const struct inode *lower)
 {
-	unsigned int nlink = READ_ONCE(lower->i_nlink);
-
-	if (inode->i_nlink == nlink)
+	if (inode->i_nlink == READ_ONCE(lower->i_nlink))
 		return;
 	spin_lock(&inode->i_lock);
-	set_nlink(inode, nlink);
+	/* Read under the lock: who comes last has read last. */
+	set_nlink(inode, READ_ONCE(lower->i_nlink));
 	spin_unlock(&inode->i_lock);
 }
 
@@ -177,7 +175,7 @@ static bool flags_differ(const struct inode *inode, const struct inode *lower)
 	return (inode->i_flags ^ lower->i_flags) & COPIED_FLAGS;
 }
 
-/** dedupfs_attr_differs - was something changed below that the VFS goes by? */
+/* Was something changed below that the VFS goes by? */
 bool dedupfs_attr_differs(const struct inode *inode)
 {
 	const struct inode *lower = dedupfs_lower(inode);
@@ -197,15 +195,43 @@ static void strip_set_id(struct inode *inode)
 	}
 }
 
+static void set_owner(struct inode *inode, const struct inode *lower, umode_t without)
+{
+	inode->i_mode = lower->i_mode & ~without;
+	inode->i_uid = lower->i_uid;
+	inode->i_gid = lower->i_gid;
+}
+
+/* How long the inode of a set-id program is waited for. */
+#define SET_ID_WAIT	max(1, HZ / 2)
+
 /*
- * The owner and the mode of a file belong together: execve() takes both from
- * the upper inode, with its i_rwsem held, and the set-id bits of one owner's
- * time would make a program of another's.  They are read as one below, and
- * written as one here; where somebody is in the way, without set-id bits, which
- * may have been taken away below, and whole next time.  The caller of @locked
- * holds the upper i_rwsem for writing, or nobody else has the inode.
+ * By trylock; but an overlayfs above takes the mode of an inode when it meets
+ * it, and not again: one that is looked up, and has set-id bits, is worth some
+ * patience.
  */
-static void copy_owner(struct inode *inode, struct inode *lower, bool locked)
+static bool lock_to_copy(struct inode *lower, bool patient)
+{
+	unsigned long end = jiffies + SET_ID_WAIT;
+
+	patient = patient && (lower->i_mode & (S_ISUID | S_ISGID));
+	while (!inode_trylock_shared(lower)) {
+		if (!patient || time_after(jiffies, end) || fatal_signal_pending(current))
+			return false;
+		schedule_timeout_killable(1);
+	}
+	return true;
+}
+
+/*
+ * execve() takes owner and mode from the upper inode under its i_rwsem; set-id
+ * bits must never meet another owner.  So both are written under that lock and
+ * read under the lower one.  Where the upper lock is taken, only strip set-id
+ * bits; where the lower one is, copy without them; the next copy completes it.
+ * The caller of @locked holds the upper i_rwsem for writing, or nobody else has
+ * the inode.
+ */
+static void copy_owner(struct inode *inode, struct inode *lower, bool locked, bool patient)
 {
 	bool file = S_ISREG(lower->i_mode), whole;
 
@@ -213,22 +239,20 @@ static void copy_owner(struct inode *inode, struct inode *lower, bool locked)
 		strip_set_id(inode);
 		return;
 	}
-	whole = !file || inode_trylock_shared(lower);
-	inode->i_mode = lower->i_mode & ~(whole ? 0 : S_ISUID | S_ISGID);
-	inode->i_uid = lower->i_uid;
-	inode->i_gid = lower->i_gid;
+	whole = !file || lock_to_copy(lower, patient);
+	set_owner(inode, lower, whole ? 0 : S_ISUID | S_ISGID);
 	if (file && whole)
 		inode_unlock_shared(lower);
 	if (file && !locked)
 		inode_unlock(inode);
 }
 
-static void copy_attr(struct inode *inode, bool locked)
+static void copy_attr(struct inode *inode, bool locked, bool patient)
 {
 	struct inode *lower = dedupfs_lower(inode);
 
 	if (owner_differs(inode, lower))
-		copy_owner(inode, lower, locked);
+		copy_owner(inode, lower, locked, patient);
 	inode_set_atime_to_ts(inode, inode_get_atime(lower));
 	inode_set_mtime_to_ts(inode, inode_get_mtime(lower));
 	inode_set_ctime_to_ts(inode, inode_get_ctime(lower));
@@ -254,7 +278,7 @@ static void copy_attr(struct inode *inode, bool locked)
  */
 void dedupfs_copy_attr(struct inode *inode)
 {
-	copy_attr(inode, false);
+	copy_attr(inode, false, false);
 }
 
 /**
@@ -263,15 +287,14 @@ void dedupfs_copy_attr(struct inode *inode)
  */
 void dedupfs_copy_attr_locked(struct inode *inode)
 {
-	copy_attr(inode, true);
+	copy_attr(inode, true, false);
 }
 
 /*
- * execve() takes owner and mode of a program from the upper inode, and then
- * asks whether it may still be executed, with the lock held.  If the two were
- * changed below since it was opened, they are not what it has taken.
+ * bprm_fill_uid() took owner and mode, and asks again with i_rwsem held: refuse
+ * if they were old.
  */
-static bool exec_has_taken_what_was(struct inode *inode, int mask)
+static bool is_execve_recheck(struct inode *inode, int mask)
 {
 	return mask == MAY_EXEC && S_ISREG(inode->i_mode) && inode_is_locked(inode);
 }
@@ -296,7 +319,7 @@ int dedupfs_permission(struct mnt_idmap *idmap, struct inode *inode, int mask)
 		if (mask & MAY_NOT_BLOCK)
 			return -ECHILD;
 		/* A program is run without set-id then, for this once. */
-		if (owner_differs(inode, lower) && exec_has_taken_what_was(inode, mask))
+		if (owner_differs(inode, lower) && is_execve_recheck(inode, mask))
 			return -ESTALE;
 		dedupfs_copy_attr(inode);
 	}
@@ -370,18 +393,21 @@ static int lower_iattr(const struct iattr *attr, struct iattr *lower, struct ino
 }
 
 /* Change attributes below; wait for the holder of an NFS delegation there. */
-static int change_lower(struct dentry *lower, const struct iattr *attr)
+static int change_lower(struct inode *inode, struct dentry *lower, const struct iattr *attr)
 {
-	struct inode *inode = d_inode(lower);
+	struct inode *lower_inode = d_inode(lower);
 	struct inode *delegated = NULL;
 	struct iattr ia;
 	int err;
 
 	do {
 		ia = *attr;
-		inode_lock(inode);
+		inode_lock(lower_inode);
 		err = notify_change(&nop_mnt_idmap, lower, &ia, &delegated);
-		inode_unlock(inode);
+		/* Whole, while it can be: see copy_owner(). */
+		if (!err)
+			set_owner(inode, lower_inode, 0);
+		inode_unlock(lower_inode);
 		if (!delegated)
 			return err;
 		err = break_deleg_wait(&delegated);
@@ -399,9 +425,9 @@ static int change_size(struct inode *inode, struct dentry *lower, const struct i
 	err = dedupfs_truncate_begin(inode, start);
 	if (err)
 		return err;
-	err = change_lower(lower, attr);
+	err = change_lower(inode, lower, attr);
 	dedupfs_copy_attr_locked(inode);
-	dedupfs_truncate_end(inode, start);
+	dedupfs_truncate_end(inode);
 	return err;
 }
 
@@ -410,7 +436,7 @@ static int change_attr(struct inode *inode, struct dentry *lower, const struct i
 	int err;
 
 	dedupfs_touch(inode);
-	err = change_lower(lower, attr);
+	err = change_lower(inode, lower, attr);
 	dedupfs_copy_attr_locked(inode);
 	return err;
 }
@@ -449,7 +475,7 @@ int dedupfs_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr
 	return err;
 }
 
-/** dedupfs_fileattr_get - chattr flags and project of the lower file */
+/* Flags (chattr) and project of the lower file. */
 int dedupfs_fileattr_get(struct dentry *dentry, struct fileattr *fa)
 {
 	return vfs_fileattr_get(dedupfs_lower_dentry(dentry), fa);
@@ -532,8 +558,7 @@ static const char *dedupfs_get_link(struct dentry *dentry, struct inode *inode,
 	return lower->i_op->get_link(NULL, lower, done);
 }
 
-static int dedupfs_fiemap(struct inode *inode, struct fiemap_extent_info *fieinfo,
-			  u64 start, u64 len)
+static int file_fiemap(struct inode *inode, struct fiemap_extent_info *fieinfo, u64 start, u64 len)
 {
 	struct inode *lower = dedupfs_lower(inode);
 
@@ -551,7 +576,7 @@ const struct inode_operations dedupfs_file_iops = {
 	.fileattr_get	= dedupfs_fileattr_get,
 	.fileattr_set	= dedupfs_fileattr_set,
 	.update_time	= DEDUPFS_UPDATE_TIME,
-	.fiemap		= dedupfs_fiemap,
+	.fiemap		= file_fiemap,
 };
 
 const struct inode_operations dedupfs_symlink_iops = {

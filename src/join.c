@@ -11,12 +11,10 @@
  *
  * Locks: map->fill_sem -> pool->sem -> map->attach_mutex -> map->lock.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include "extent.h"
 #include "trace.h"
 
-/** dedupfs_put_witnesses - let go of those that were found */
+/* Let go of those that were found. */
 void dedupfs_put_witnesses(struct dedupfs_window *w)
 {
 	while (w->nr_witnesses)
@@ -111,7 +109,10 @@ static void choose_witnesses(struct dedupfs_window *w, const struct dedupfs_rang
 /* Does the witness's file still map the blocks?  (Rule 6, on btrfs.) */
 static bool witness_holds(struct dedupfs_window *w, struct dedupfs_witness *x)
 {
-	return dedupfs_still_maps(x->map, &x->r, 0, w->phys) > 0 && witness_stands(x);
+	bool whole;
+
+	return dedupfs_still_maps(x->map, &x->r, 0, w->phys, &whole) == x->r.nr &&
+	       witness_stands(x);
 }
 
 static void forget_witness(const struct dedupfs_witness *x)
@@ -189,9 +190,8 @@ static bool proven(const struct dedupfs_window *w, struct dedupfs_extent *ext, u
 }
 
 /*
- * The first part of what an extent has of [block, last] of which nobody knows
- * that it is still true.  What this very window is proven by has been FIEMAPped;
- * what the same file is attached to elsewhere has not.
+ * The first unproven part of what @ext has of [block, last].  The window's own
+ * range was just FIEMAPped; other attachments of the same file were not.
  */
 static bool unproven_part(const struct dedupfs_window *w, struct dedupfs_extent *ext,
 			  u64 block, u64 last, struct dedupfs_range *part)
@@ -233,7 +233,7 @@ static int detach_unproven(struct dedupfs_window *w, u64 block, u64 last)
 	struct dedupfs_extent *ext;
 	struct dedupfs_range part;
 	unsigned int n, room;
-	/* Not known yet.  They are not while they are being filled by who calls. */
+	/* -1: not looked up yet.  What the caller is about to publish does not count. */
 	int published = -1;
 
 	do {
@@ -289,6 +289,7 @@ static void clip_window(struct dedupfs_window *w, struct dedupfs_range *part, pg
  * Runs of published pages in a range that no proven witness covers.  Beyond
  * what was asked for there are always some while others read the same blocks:
  * the window ends there, and what comes then is resolved when it is wanted.
+ * Return: 0, -EAGAIN (choose witnesses again), -ENOSPC (no room in w->zaps).
  */
 static int drop_unproven(struct dedupfs_window *w, struct dedupfs_range *r)
 {
@@ -396,6 +397,7 @@ static int insert_range(struct dedupfs_window *w, const struct dedupfs_range *r)
 	struct dedupfs_range part;
 	struct rb_node *node;
 
+	lockdep_assert_held_write(&w->pool->sem);
 	for (; pos < end; cond_resched()) {
 		ext = dedupfs_extent_at_or_after(w->map, pos);
 		if (ext && ext->index <= pos) {
@@ -462,12 +464,13 @@ static bool agrees(struct dedupfs_window *w)
 	return true;
 }
 
-/* Is the window as it was when it was sampled?  pool->sem held for writing. */
+/* Is the window as it was when it was sampled? */
 static bool still_true(struct dedupfs_window *w)
 {
 	struct inode *lower = w->di->lower;
 	bool clean;
 
+	lockdep_assert_held_write(&w->pool->sem);
 	if (!dedupfs_unchanged_since(w->map, w->change_seq))
 		return false;
 	if (READ_ONCE(w->map->baseline) != w->baseline || !dedupfs_map_valid(w->map))
@@ -506,37 +509,15 @@ static void note_plain(const struct dedupfs_window *w)
 		}
 }
 
-/**
- * dedupfs_attach - attach a window's ranges and publish what was filled
- * @w:		window, resolved (again, after a fill)
- * @fill:	what was read for it, or NULL
- *
- * All or nothing.  Invariant, before and after: every extent that covers a
- * published page has that page's content.
- *
- * Context: may sleep; map->fill_sem held (read).
- * Return: 0, -ENOSPC (call again), -EAGAIN (choose witnesses again), -ESTALE,
- * -ENOMEM, or -EINTR if the caller was killed.
- */
-int dedupfs_attach(struct dedupfs_window *w, struct dedupfs_fill *fill)
+/* Rule 6, for pages that are there already.  Return: as of drop_unproven(). */
+static int prove_published(struct dedupfs_window *w, unsigned int *joins)
 {
-	unsigned int i, pos = 0, joins = 0;
 	struct dedupfs_range part;
-	bool there;
-	int err = -ESTALE;
-	u64 block, nr;
+	unsigned int i;
 	pgoff_t at;
+	bool there;
+	int err;
 
-	down_write(&w->pool->sem);
-	mutex_lock(&w->map->attach_mutex);
-	if (!still_true(w))
-		goto out;
-	if (!agrees(w)) {
-		/* btrfs moved the mapping in silence: what we knew is void. */
-		dedupfs_detach_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
-		err = -EAGAIN;
-		goto out;
-	}
 	for (i = 0; i < w->nr_ranges; i++) {
 		if (w->ranges[i].reason != DEDUPFS_POOLED)
 			continue;
@@ -546,45 +527,108 @@ int dedupfs_attach(struct dedupfs_window *w, struct dedupfs_fill *fill)
 			there = dedupfs_pool_any(w->pool, part.block, part.nr);
 			err = drop_unproven(w, &part);
 			if (err)
-				goto out;
+				return err;
 			if (!there || !part.nr)
 				continue;
 			if (dedupfs_pool_any(w->pool, part.block, part.nr))
-				joins++;
+				++*joins;
 			else
 				dedupfs_count(w->pool, DEDUPFS_JOINS_REFUSED, 1);
 		}
 	}
-	if (fill) {
-		while (dedupfs_fill_next_range(fill, &block, &nr, &pos)) {
-			err = detach_unproven(w, block, block + nr - 1);
-			if (err)
-				goto out;
-		}
-	}
-	for (i = 0, err = 0; i < w->nr_ranges && !err; i++) {
+	return 0;
+}
+
+/* And for those that are about to be: who is attached to their blocks. */
+static int prove_attached(struct dedupfs_window *w, struct dedupfs_fill *fill)
+{
+	unsigned int pos = 0;
+	u64 block, nr;
+	int err = 0;
+
+	while (!err && dedupfs_fill_next_range(fill, &block, &nr, &pos))
+		err = detach_unproven(w, block, block + nr - 1);
+	return err;
+}
+
+static int insert_ranges(struct dedupfs_window *w, struct dedupfs_fill *fill)
+{
+	unsigned int i;
+	int err;
+
+	for (i = 0; i < w->nr_ranges; i++) {
 		err = insert_range(w, &w->ranges[i]);
-		if (!err && w->ranges[i].reason == DEDUPFS_POOLED)
+		if (err)
+			return err;
+		if (w->ranges[i].reason == DEDUPFS_POOLED)
 			trace_dedupfs_attach(w->di->lower, w->ranges[i].index, w->ranges[i].nr,
 					     w->ranges[i].block, fill);
 	}
-	if (!err && fill && WARN_ON_ONCE(!all_covered(w->pool, fill)))
-		err = -ESTALE;
+	return fill && WARN_ON_ONCE(!all_covered(w->pool, fill)) ? -ESTALE : 0;
+}
+
+/* What was found to be moved, or is attached by halves, is void. */
+static void detach_window(struct dedupfs_window *w)
+{
+	dedupfs_detach_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
+}
+
+/* pool->sem and map->attach_mutex are held.  Return: as of dedupfs_attach(), or -ENOSPC. */
+static int attach_locked(struct dedupfs_window *w, struct dedupfs_fill *fill)
+{
+	unsigned int joins = 0;
+	int err;
+
+	if (!still_true(w))
+		return -ESTALE;
+	if (!agrees(w)) {
+		/* btrfs moved the mapping in silence. */
+		detach_window(w);
+		return -EAGAIN;
+	}
+	err = prove_published(w, &joins);
+	if (!err && fill)
+		err = prove_attached(w, fill);
+	if (err)
+		return err;
+	err = insert_ranges(w, fill);
 	if (err) {
-		dedupfs_detach_later(&w->zaps, w->map, w->index, w->index + w->nr - 1);
-		goto out;
+		detach_window(w);
+		return err;
 	}
 	if (fill)
 		dedupfs_fill_publish(fill);
 	dedupfs_count(w->pool, DEDUPFS_JOINS, joins);
 	w->joined = joins;
-out:
-	if (!err)
-		note_plain(w);
-	mutex_unlock(&w->map->attach_mutex);
-	up_write(&w->pool->sem);
-	dedupfs_zap_all(&w->zaps);
-	if (err == -ENOSPC && fatal_signal_pending(current))
-		err = -EINTR;
-	return err;
+	note_plain(w);
+	return 0;
+}
+
+/**
+ * dedupfs_attach - attach a window's ranges and publish what was filled
+ * @w:		window, resolved (again, after a fill)
+ * @fill:	what was read for it, or NULL
+ *
+ * All or nothing.  Invariant, before and after: every extent that covers a
+ * published page has that page's content.
+ *
+ * Context: may sleep; map->fill_sem held (read).
+ * Return: 0, -EAGAIN (choose witnesses again), -ESTALE, -ENOMEM, or -EINTR if
+ * the caller was killed.
+ */
+int dedupfs_attach(struct dedupfs_window *w, struct dedupfs_fill *fill)
+{
+	int err;
+
+	lockdep_assert_held(&w->map->fill_sem);
+	do {
+		down_write(&w->pool->sem);
+		mutex_lock(&w->map->attach_mutex);
+		err = attach_locked(w, fill);
+		mutex_unlock(&w->map->attach_mutex);
+		up_write(&w->pool->sem);
+		dedupfs_zap_all(&w->zaps);
+		/* There was no room to note more that is to be zapped: now there is. */
+	} while (err == -ENOSPC && !fatal_signal_pending(current));
+	return err == -ENOSPC ? -EINTR : err;
 }

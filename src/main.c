@@ -7,8 +7,6 @@
  * that it needs and torn down in reverse order; the filesystem type is
  * registered last, so that no mount finds a part missing.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/rcupdate.h>
@@ -22,7 +20,6 @@ static void init_once(void *p)
 	struct dedupfs_inode *di = p;
 
 	inode_init_once(&di->vfs_inode);
-	dedupfs_data_init_once(di);
 }
 
 static struct file_system_type dedupfs_fs_type = {
@@ -42,7 +39,7 @@ static const struct {
 	{ dedupfs_stats_init,	dedupfs_stats_exit },
 	{ dedupfs_mark_init,	dedupfs_mark_exit },
 	{ dedupfs_fiemap_init,	dedupfs_fiemap_exit },
-	{ dedupfs_read_init,	dedupfs_read_exit },
+	{ dedupfs_work_init,	dedupfs_work_exit },
 	{ dedupfs_write_init,	dedupfs_write_exit },
 };
 

@@ -7,11 +7,8 @@
  * baseline (rules 3 and 5; baseline.c), and no longer.  Several upper inodes
  * may use one map, and it outlives them while pages of it are in the pool.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/dcache.h>
 #include <linux/exportfs.h>
-#include <linux/magic.h>
 #include <linux/slab.h>
 #include "extent.h"
 
@@ -24,7 +21,7 @@ static const struct rhashtable_params map_params = {
 	.automatic_shrinking = true,
 };
 
-/** dedupfs_maps_init - of a new pool.  Return: 0 or -ENOMEM. */
+/* For a new pool.  Return: 0 or -ENOMEM. */
 int dedupfs_maps_init(struct dedupfs_pool *pool)
 {
 	INIT_LIST_HEAD(&pool->map_list);
@@ -78,11 +75,12 @@ void dedupfs_map_put(struct dedupfs_map *map)
 	kfree_rcu(map, rcu);
 }
 
-/* Has the map no upper inode?  pool->sem held for writing. */
+/* Has the map no upper inode? */
 static void set_idle(struct dedupfs_map *map, bool idle)
 {
 	struct dedupfs_pool *pool = map->pool;
 
+	lockdep_assert_held_write(&pool->sem);
 	if (map->idle == idle)
 		return;
 	map->idle = idle;
@@ -102,7 +100,7 @@ static void set_idle(struct dedupfs_map *map, bool idle)
 struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di)
 {
 	struct dedupfs_pool *pool = dedupfs_pool(&di->vfs_inode);
-	struct dedupfs_map *map = READ_ONCE(di->map), *new;
+	struct dedupfs_map *map = dedupfs_map_of(di), *new;
 
 	if (likely(map))
 		return map;
@@ -127,7 +125,7 @@ struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di)
 	set_idle(map, false);
 	spin_lock(&di->vfs_inode.i_lock);
 	atomic_add(di->writers, &map->writers);
-	/* Pairs with READ_ONCE(): the map is seen whole. */
+	/* Pairs with dedupfs_map_of(): the map is seen whole. */
 	smp_store_release(&di->map, map);
 	spin_unlock(&di->vfs_inode.i_lock);
 out:
@@ -149,17 +147,20 @@ void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lowe
 {
 	struct dedupfs_map *map;
 
-	down_read(&pool->sem);
-	map = map_find(pool, lower);
-	if (map) {
-		refcount_inc(&map->ref);
-		spin_lock(&map->lock);
-		WRITE_ONCE(map->foreign, true);
-		spin_unlock(&map->lock);
-	}
-	up_read(&pool->sem);
+	/*
+	 * No pool->sem: a domain that has it for long holds up its own writers
+	 * only.  A map that is made just now has no baseline from before.
+	 */
+	rcu_read_lock();
+	map = rhashtable_lookup(&pool->maps, &lower, map_params);
+	if (map && !refcount_inc_not_zero(&map->ref))
+		map = NULL;
+	rcu_read_unlock();
 	if (!map)
 		return;
+	spin_lock(&map->lock);
+	WRITE_ONCE(map->foreign, true);
+	spin_unlock(&map->lock);
 	dedupfs_drop_if_stale(map);
 	dedupfs_map_put(map);
 }
@@ -199,9 +200,8 @@ static bool map_has_pages(struct dedupfs_map *map)
 #define HOT_EXTENTS	8
 
 /*
- * An idle map holds the lower inode, whose memory no reclaim gets at: neither
- * that of the memory cgroup which is charged for it, nor the one that evicts the
- * pages first.  So what reclaims memory leaves few of them.
+ * An idle map pins the lower inode, which no reclaim can free, not even of the
+ * cgroup charged for it.  So reclaim leaves few idle maps.
  */
 static bool worth_keeping(struct dedupfs_map *map)
 {
@@ -242,7 +242,7 @@ void dedupfs_maps_reap_soon(struct dedupfs_pool *pool)
 
 /**
  * dedupfs_map_leave - an upper inode is evicted
- * @di:		upper inode
+ * @di:		regular upper inode; the lower one is still held
  *
  * The map stays while pages of it are in the pool, so that hot pages do not
  * die with a dentry (and if it is memory that is wanted, only hot ones); it goes
@@ -359,7 +359,7 @@ void dedupfs_maps_reap(struct dedupfs_pool *pool)
 	bool left = false, ask_now = false;
 
 	/* Not each time that pages were evicted. */
-	if (pool->lower_sb->s_magic == BTRFS_SUPER_MAGIC && time_after_eq(jiffies, pool->ask_at)) {
+	if (pool->has_subvolumes && time_after_eq(jiffies, pool->ask_at)) {
 		ask_now = true;
 		pool->ask_at = jiffies + REAP_INTERVAL;
 	}
@@ -369,7 +369,7 @@ void dedupfs_maps_reap(struct dedupfs_pool *pool)
 		queue_delayed_work(system_unbound_wq, &pool->reaper, REAP_INTERVAL);
 }
 
-/** dedupfs_maps_destroy - the last mount is gone: free all maps and pages */
+/* The last mount is gone: free all maps and pages. */
 void dedupfs_maps_destroy(struct dedupfs_pool *pool)
 {
 	unsigned int todo = atomic_read(&pool->maps.nelems);

@@ -9,23 +9,17 @@
  * close of a descriptor that was open for writing; one that is still open
  * shows in i_writecount, a writable mapping in the i_mmap tree.  Files that
  * we open below are FMODE_NONOTIFY, and metadata alone changes no content.
- * So are those that fanotify hands out, and overlayfs opens before 6.8: who
- * carries a baseline over looks for dirty pages as well (README, limits).
+ * Files that fanotify hands out, and those that overlayfs opens before 6.8,
+ * raise no event either: so carrying over also looks for dirty pages (README,
+ * limits).
  *
- * Locks: none but fsnotify's own; the event runs in the writer's context,
- * before its system call returns.
+ * Locks: mark->lock -> map->lock, inside fsnotify's; the event runs in the
+ * writer's context, before its system call returns.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/dcache.h>
 #include <linux/fsnotify_backend.h>
 #include <linux/slab.h>
 #include "pool.h"
-
-/* Since 6.7 every group is safe in reclaim. */
-#ifndef FSNOTIFY_GROUP_NOFS
-#define FSNOTIFY_GROUP_NOFS	0
-#endif
 
 #define MARK_EVENTS	(FS_MODIFY | FS_CLOSE_WRITE)
 
@@ -39,14 +33,14 @@ struct dedupfs_mark {
 static struct fsnotify_group *group;
 
 /*
- * Marks that have not been freed: who waits for a user's answer to a permission
- * event holds all marks of the inode meanwhile, whoever's they are.
+ * Marks not freed yet, for unload: a task that waits for a permission answer
+ * pins all marks of the inode.
  */
 static atomic_t marks;
 
-/* mark->lock is held. */
 static void found_foreign(struct dedupfs_mark *mark)
 {
+	lockdep_assert_held(&mark->lock);
 	spin_lock(&mark->map->lock);
 	WRITE_ONCE(mark->map->foreign, true);
 	spin_unlock(&mark->map->lock);
@@ -93,10 +87,20 @@ static const struct fsnotify_ops mark_ops = {
 	.free_mark		= free_mark,
 };
 
+/* Nothing finds the map by it any more. */
+static void mark_destroy(struct dedupfs_mark *mark)
+{
+	spin_lock(&mark->lock);
+	mark->map = NULL;
+	spin_unlock(&mark->lock);
+	fsnotify_destroy_mark(&mark->fsn, group);
+	fsnotify_put_mark(&mark->fsn);
+}
+
 /* Return: true if the lower inode of the map has its mark. */
 static bool mark_add(struct dedupfs_map *map)
 {
-	struct dedupfs_mark *mark;
+	struct dedupfs_mark *mark, *first;
 
 	/* Pairs with the store below. */
 	mark = smp_load_acquire(&map->mark);
@@ -112,13 +116,17 @@ static bool mark_add(struct dedupfs_map *map)
 	mark->fsn.mask = MARK_EVENTS;
 	if (fsnotify_add_inode_mark(&mark->fsn, map->lower, 0)) {
 		fsnotify_put_mark(&mark->fsn);
-		/* -EEXIST: another of our operations was faster (pairs as above). */
-		mark = smp_load_acquire(&map->mark);
-		return mark && !READ_ONCE(mark->gone);
+		return false;
 	}
 	/* Pairs with smp_load_acquire() above: seen whole. */
-	smp_store_release(&map->mark, mark);
-	return true;
+	first = cmpxchg_release(&map->mark, NULL, mark);
+	if (!first)
+		return true;
+	/* Another of our operations was faster. */
+	mark_destroy(mark);
+	/* As above. */
+	first = smp_load_acquire(&map->mark);
+	return !READ_ONCE(first->gone);
 }
 
 /**
@@ -129,15 +137,8 @@ static bool mark_add(struct dedupfs_map *map)
  */
 void dedupfs_mark_remove(struct dedupfs_map *map)
 {
-	struct dedupfs_mark *mark = map->mark;
-
-	if (!mark)
-		return;
-	spin_lock(&mark->lock);
-	mark->map = NULL;
-	spin_unlock(&mark->lock);
-	fsnotify_destroy_mark(&mark->fsn, group);
-	fsnotify_put_mark(&mark->fsn);
+	if (map->mark)
+		mark_destroy(map->mark);
 }
 
 /*
@@ -205,14 +206,15 @@ void dedupfs_track(struct dedupfs_map *map)
 	spin_unlock(&map->lock);
 }
 
-/** dedupfs_mark_init - at module load.  Return: 0 or -errno. */
+/* At module load.  Return: 0 or -errno. */
 int dedupfs_mark_init(void)
 {
-	group = fsnotify_alloc_group(&mark_ops, FSNOTIFY_GROUP_NOFS);
+	/* Of each pool an inode may have a map, and so a mark. */
+	group = fsnotify_alloc_group(&mark_ops, FSNOTIFY_GROUP_NOFS | FSNOTIFY_GROUP_DUPS);
 	return PTR_ERR_OR_ZERO(group);
 }
 
-/** dedupfs_mark_exit - at module unload; when it returns, no mark is left */
+/* At module unload; when it returns, no mark is left. */
 void dedupfs_mark_exit(void)
 {
 	fsnotify_put_group(group);

@@ -22,10 +22,12 @@
  * d_time of an upper dentry: the sequence count of its lower dentry (32 bits)
  * when they were compared or made; or UNPROVEN; or BUSY and its own sequence count:
  * an operation of ours has changed the lower dentry, and the VFS is about to
- * do the same to this one, which moves its own count.
+ * do the same to this one, which moves its own count; or NAMELESS: it stands for
+ * no name, or for none any more, and only who holds it uses it.
  */
 #define D_UNPROVEN	(~0UL)
 #define D_BUSY		BIT(32)
+#define D_NAMELESS	BIT(33)
 
 static void mark_busy(struct dentry *dentry)
 {
@@ -35,6 +37,15 @@ static void mark_busy(struct dentry *dentry)
 static void mark_unproven(struct dentry *dentry)
 {
 	WRITE_ONCE(dentry->d_time, D_UNPROVEN);
+}
+
+/*
+ * Path walks do not come to it, but an overlayfs asks for the dentry of its
+ * upper layer that it met an inode by, even if the inode has other names.
+ */
+static void mark_nameless(struct dentry *dentry)
+{
+	WRITE_ONCE(dentry->d_time, D_NAMELESS);
 }
 
 /*
@@ -134,6 +145,9 @@ static int is_valid(struct dentry *dentry, unsigned int flags)
 	if (unlikely(!lower))
 		return flags & LOOKUP_RCU ? -ECHILD : 0;
 	if (likely(seen == raw_read_seqcount(&lower->d_seq)))
+		return 1;
+	/* Made from a file handle: it claims no name, either. */
+	if (seen == D_NAMELESS || IS_ROOT(dentry))
 		return 1;
 	if (flags & LOOKUP_RCU)
 		return -ECHILD;
@@ -235,15 +249,17 @@ static struct dentry *find_lower(const struct qstr *upper_name, struct dentry *d
 static struct dentry *dedupfs_lookup(struct inode *dir, struct dentry *dentry,
 				     unsigned int flags)
 {
+	struct inode *inode = NULL, *lower_inode;
 	struct dentry *lower, *alias;
-	struct inode *inode = NULL;
 	unsigned long count;
 
 	lower = find_lower(&dentry->d_name, dedupfs_lower_dentry(dentry->d_parent), &count);
 	if (IS_ERR(lower))
 		return lower;
-	if (d_is_positive(lower)) {
-		inode = dedupfs_iget(dir->i_sb, d_inode(lower));
+	/* Once: it can become positive any time. */
+	lower_inode = READ_ONCE(lower->d_inode);
+	if (lower_inode) {
+		inode = dedupfs_iget(dir->i_sb, lower_inode);
 		if (IS_ERR(inode)) {
 			dput(lower);
 			return ERR_CAST(inode);
@@ -453,6 +469,7 @@ static int dedupfs_link(struct dentry *old, struct inode *dir, struct dentry *ne
 static void finish_removal(struct inode *dir, struct dentry *dentry)
 {
 	d_drop(dentry);
+	mark_nameless(dentry);
 	dedupfs_copy_attr(d_inode(dentry));
 	dedupfs_copy_attr(dir);
 }
@@ -508,8 +525,9 @@ static int check_rename(const struct lower_rename *r)
 
 	if (err)
 		return err;
+	/* (What is to be replaced and is gone below is no error of the caller's.) */
 	if (d_is_positive(r->new))
-		err = check_victim(r->new, r->lower_new);
+		err = d_is_positive(r->lower_new) ? check_victim(r->new, r->lower_new) : -ESTALE;
 	else if (d_is_positive(r->lower_new))
 		err = -ESTALE;
 	if (err)
@@ -628,9 +646,13 @@ static int dedupfs_rename(struct mnt_idmap *idmap, struct inode *old_dir, struct
 		err = break_deleg_wait(&delegated);
 	} while (!err);
 	mnt_drop_write(mnt);
-	if (!err)
-		copy_renamed(old_dir, new_dir, &r);
-	return err;
+	if (err)
+		return err;
+	/* (The VFS is about to unhash it.) */
+	if (d_is_positive(new) && !(flags & RENAME_EXCHANGE))
+		mark_nameless(new);
+	copy_renamed(old_dir, new_dir, &r);
+	return 0;
 }
 
 static struct file *lower_tmpfile(struct dentry *dir, umode_t mode, int flags)
@@ -667,6 +689,7 @@ static int dedupfs_tmpfile(struct mnt_idmap *idmap, struct inode *dir,
 		goto out;
 	}
 	dedupfs_set_lower(dentry, dget(lower->f_path.dentry));
+	mark_nameless(dentry);
 	d_mark_tmpfile(file, inode);
 	d_instantiate(dentry, inode);
 out:

@@ -1,23 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The data path's own interface: maps (map.c), their extents (extent.c) and
- * baselines (baseline.c), resolve (resolve.c), the FIEMAP observer (fiemap.c),
- * entries and fills (pool.c), eviction (shrink.c).
- * Only those files and read.c, fault.c, write.c, remap.c, file.c call these.
+ * baselines (baseline.c), marks (mark.c), resolve (resolve.c), the FIEMAP observer
+ * (fiemap.c), entries (pool.c) and fills (fill.c) of the pool, eviction (shrink.c),
+ * work (work.c).
+ * Only those files and join.c, read.c, fault.c, write.c, remap.c, file.c call these.
  */
 #ifndef DEDUPFS_POOL_H
 #define DEDUPFS_POOL_H
 
 #include "dedupfs.h"
 
-/* Pages that one fill reads at most, and that one FIEMAP call looks at. */
+/* Pages of a first fill, and of a fill at most. */
 #define DEDUPFS_FILL_MIN	32U
 #define DEDUPFS_FILL_MAX	256U
+/* Pages that one FIEMAP call of a resolve looks at. */
 #define DEDUPFS_RESOLVE_PAGES	4096U
 /* Extents that one resolve takes in; the range ends where they end. */
 #define DEDUPFS_RESOLVE_EXTENTS	64U
-/* Pages looked up at a time by a read or a fault. */
-#define DEDUPFS_BATCH		16U
+/*
+ * Pages that a read takes from below before it looks at the pool again; that a
+ * worker sees to for a fault; and that are dropped at a time.
+ */
+#define DEDUPFS_STEP		16U
 
 /* A copy of (a part of) an extent: safe to look at without any lock. */
 struct dedupfs_range {
@@ -39,11 +44,10 @@ struct dedupfs_phys {
 /* fiemap.c */
 int dedupfs_fiemap(const struct dedupfs_pool *pool, struct inode *lower, u64 start, u64 len,
 		   u32 flags, struct dedupfs_phys *out, unsigned int max, bool *whole);
-bool dedupfs_fiemap_works(struct inode *lower);
+bool dedupfs_fiemap_works(void);
 
 /* map.c */
 struct dedupfs_map *dedupfs_map_get(struct dedupfs_inode *di);
-void dedupfs_map_leave(struct dedupfs_inode *di);
 void dedupfs_map_put(struct dedupfs_map *map);
 void dedupfs_map_changed_elsewhere(struct dedupfs_pool *pool, struct inode *lower);
 int dedupfs_maps_init(struct dedupfs_pool *pool);
@@ -59,10 +63,12 @@ void dedupfs_detach(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
 void dedupfs_drop_stale(struct dedupfs_map *map);
 void dedupfs_serve_from_below(struct dedupfs_map *map, pgoff_t index);
 void dedupfs_forget_unattached(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
-bool dedupfs_covered(struct dedupfs_pool *pool, u64 block, u64 *next);
 void dedupfs_zap_block(struct dedupfs_pool *pool, u64 block);
 
 /* baseline.c */
+int dedupfs_wait_for_writer(const struct dedupfs_pool *pool, struct inode *lower, bool other);
+int dedupfs_locked_too_long(struct dedupfs_map *map);
+bool dedupfs_in_place(struct inode *lower);
 bool dedupfs_lower_dirty(struct inode *lower);
 bool dedupfs_lower_failed(struct inode *lower);
 pgoff_t dedupfs_dirty_run(struct inode *lower, pgoff_t index, pgoff_t max);
@@ -81,10 +87,11 @@ void dedupfs_decide(struct inode *inode);
 int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limited,
 		     atomic_t *slot);
 void dedupfs_note_change(struct dedupfs_map *map, pgoff_t first, pgoff_t last);
-int dedupfs_wait_for_writer(const struct dedupfs_pool *pool, struct inode *lower, bool other);
-int dedupfs_locked_too_long(struct dedupfs_map *map);
 
-/* There is no use in trying to resolve for some time, in jiffies, or longer.  @map: or NULL. */
+/*
+ * Do not try to resolve for @time jiffies; never shortens a longer ban.  @map
+ * may be NULL.
+ */
 static inline void dedupfs_unstable_for(struct dedupfs_map *map, unsigned long time)
 {
 	unsigned long until = jiffies + time;
@@ -106,24 +113,47 @@ static inline bool dedupfs_foreign_writers(struct dedupfs_map *map)
 	return all > min(ours, atomic_read(&map->writers));
 }
 
+/* fault.c, for baseline.c */
+bool dedupfs_is_our_vma(const struct vm_area_struct *vma);
+
 /* mark.c: foreign changes told from ours */
 void dedupfs_track(struct dedupfs_map *map);
 bool dedupfs_only_ours(struct dedupfs_map *map);
 void dedupfs_mark_remove(struct dedupfs_map *map);
 
 /* pool.c: entries */
-struct dedupfs_fill;
+
+/*
+ * An entry of the pool is a page frame number, as a value entry in the way of
+ * fs/dax.c.
+ */
+static inline void *dedupfs_entry_make(struct page *page)
+{
+	return xa_mk_value(page_to_pfn(page));
+}
+
+static inline struct page *dedupfs_entry_page(void *entry)
+{
+	return pfn_to_page(xa_to_value(entry));
+}
+
+/* Meaningful only for a page in the pool that a reference or the xa_lock keeps there. */
+static __always_inline bool dedupfs_page_filling(struct page *page)
+{
+	return !folio_test_uptodate(page_folio(page));
+}
 
 /* How far is the pool with a block? */
 enum dedupfs_state { DEDUPFS_ABSENT, DEDUPFS_FILLING, DEDUPFS_THERE };
 
 enum dedupfs_state dedupfs_pool_state(struct dedupfs_pool *pool, u64 block);
+struct page *dedupfs_pool_find(struct dedupfs_pool *pool, u64 block, bool *filling);
 unsigned int dedupfs_pool_find_batch(struct dedupfs_pool *pool, u64 block, unsigned int nr,
 				     struct page **pages);
 bool dedupfs_pool_has(struct dedupfs_pool *pool, struct page *page);
 u64 dedupfs_pool_next(struct dedupfs_pool *pool, u64 block, u64 end);
 bool dedupfs_pool_evict(struct dedupfs_pool *pool, struct page *page);
-void dedupfs_pool_drop_uncovered(struct dedupfs_pool *pool, u64 block, u64 nr);
+void dedupfs_pool_drop(struct dedupfs_pool *pool, u64 first, u64 last);
 
 /* Is there any published page in a range of blocks? */
 static inline bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr)
@@ -131,14 +161,14 @@ static inline bool dedupfs_pool_any(struct dedupfs_pool *pool, u64 block, u64 nr
 	return dedupfs_pool_next(pool, block, block + nr) < block + nr;
 }
 
-/* Looked at by dedupfs_pool_any_hot(), in reclaim. */
-#define DEDUPFS_HOT_MAX	64
-
 bool dedupfs_pool_any_hot(struct dedupfs_pool *pool, u64 block, u64 nr);
 
 void dedupfs_tell_other_pools(struct dedupfs_pool *pool, struct inode *lower);
 
-/* pool.c: fill */
+/* fill.c */
+struct dedupfs_fill;
+
+s64 dedupfs_note_boot(void);
 struct dedupfs_fill *dedupfs_fill_start(struct inode *inode, const struct dedupfs_range *r,
 					unsigned int nr_ranges, pgoff_t index, pgoff_t nr,
 					bool limited, atomic_t *slot);
@@ -163,7 +193,7 @@ static inline unsigned int dedupfs_page_valid(const struct page *page)
 	return page->private;
 }
 
-/* read.c: fills by a worker */
+/* work.c */
 struct dedupfs_wait {
 	refcount_t ref;
 	struct completion done;
@@ -171,6 +201,7 @@ struct dedupfs_wait {
 
 bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
 			    struct dedupfs_wait *wait, bool below);
+int dedupfs_populate_charged(struct inode *inode, pgoff_t index, pgoff_t nr);
 struct dedupfs_wait *dedupfs_wait_new(void);
 struct dedupfs_wait *dedupfs_wait_get(struct dedupfs_wait *wait);
 void dedupfs_wait_put(struct dedupfs_wait *wait);
@@ -243,7 +274,21 @@ void dedupfs_lru_add(struct dedupfs_pool *pool, struct page **pages, unsigned in
 void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page);
 void dedupfs_shrink_to_limit(struct dedupfs_pool *pool);
 
-/* Are pages that somebody holds more than a quarter above the limit? */
+/*
+ * Pages that one fill may bring: what was read has to stay until its reader has
+ * come to it, and the next windows with it.
+ */
+static inline unsigned int dedupfs_fill_max(const struct dedupfs_pool *pool)
+{
+	unsigned long limit = READ_ONCE(pool->limit);
+
+	return limit ? clamp(limit / 4, 1UL, (unsigned long)DEDUPFS_FILL_MAX) : DEDUPFS_FILL_MAX;
+}
+
+/*
+ * Is the pool more than a quarter above its limit?  Then pages are held that
+ * cannot be evicted.
+ */
 static inline bool dedupfs_far_above_limit(const struct dedupfs_pool *pool)
 {
 	unsigned long limit = READ_ONCE(pool->limit);

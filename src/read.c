@@ -8,313 +8,13 @@
  * while this one is read.  What the pool cannot have comes from the lower page
  * cache, through filemap_read(), locked as the lower filesystem does it.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/fadvise.h>
-#include <linux/file.h>
-#include <linux/hash.h>
 #include <linux/kasan.h>
-#include <linux/kthread.h>
 #include <linux/pagemap.h>
-#include <linux/slab.h>
 #include <linux/splice.h>
 #include <linux/swap.h>
 #include <linux/uio.h>
-#include <linux/workqueue.h>
 #include "pool.h"
-
-/* Work: populate a window for somebody who cannot, or need not, wait for it */
-
-struct fill_work {
-	struct work_struct work;
-	struct inode *inode;
-	pgoff_t index;
-	pgoff_t nr;
-	struct dedupfs_wait *wait;
-	bool below;		/* what is not pooled is wanted, too */
-	struct cgroup_subsys_state *io_group;	/* whose disk time it is; held until the end */
-};
-
-/*
- * Nobody may pile up work without end.  A group whose disk time may be limited
- * has few works at a time, for each that is throttled keeps a slot, and the
- * blocks that it has claimed, from the others.
- */
-#define FILLS_QUEUED_MAX	512
-#define FILLS_AHEAD_MAX		256	/* that nobody waits for */
-#define FILLS_OF_A_GROUP	32
-#define AHEAD_OF_A_GROUP	8
-#define GROUP_BITS		6
-
-/* And so has a mount: its disk may not answer. */
-#define FILLS_OF_A_MOUNT	256
-#define AHEAD_OF_A_MOUNT	128
-
-/* What a fill waits for may be ended by a work, which must not queue behind it. */
-static struct workqueue_struct *fill_wq, *end_wq;
-static atomic_t fills_queued;
-static atomic_t fills_of_group[1 << GROUP_BITS];	/* of those with the same hash */
-
-static bool may_be_limited(const struct cgroup_subsys_state *io_group)
-{
-	return io_group && io_group->parent;
-}
-
-static atomic_t *fills_of(const struct cgroup_subsys_state *io_group)
-{
-	return &fills_of_group[hash_ptr(io_group, GROUP_BITS)];
-}
-
-/* May one more fill be queued for a group, on a mount? */
-static bool may_queue(const struct cgroup_subsys_state *io_group, struct dedupfs_sb *sbi,
-		      bool ahead)
-{
-	if (atomic_read(&fills_queued) >= (ahead ? FILLS_AHEAD_MAX : FILLS_QUEUED_MAX) ||
-	    atomic_read(&sbi->works) >= (ahead ? AHEAD_OF_A_MOUNT : FILLS_OF_A_MOUNT))
-		return false;
-	return !may_be_limited(io_group) ||
-	       atomic_read(fills_of(io_group)) < (ahead ? AHEAD_OF_A_GROUP : FILLS_OF_A_GROUP);
-}
-
-static void put_io_group(struct cgroup_subsys_state *io_group)
-{
-	if (io_group)
-		css_put(io_group);
-}
-
-static void wait_put(struct dedupfs_wait *wait)
-{
-	if (refcount_dec_and_test(&wait->ref))
-		kfree(wait);
-}
-
-/*
- * A fault waits for these pages: what others are filling of them counts, too.
- * Return: the first page of which nothing is known, or @end.
- */
-static pgoff_t wait_for_others(struct inode *inode, pgoff_t index, pgoff_t end)
-{
-	struct dedupfs_map *map = dedupfs_map_of(DEDUPFS_I(inode));
-	struct dedupfs_range r;
-
-	for (; map && index < end; index++) {
-		if (!dedupfs_map_lookup(map, index, &r))
-			return index;
-		if (r.reason != DEDUPFS_POOLED)
-			continue;
-		if (dedupfs_wait_for_fill(map, r.block))
-			break;
-		/* Who filled it may have detached us (btrfs). */
-		if (!dedupfs_map_lookup(map, index, &r))
-			return index;
-	}
-	return end;
-}
-
-#define FILL_WORK_TRIES	3
-
-static void fill_for_waiter(struct fill_work *fw)
-{
-	pgoff_t index = fw->index, end = index + min_t(pgoff_t, fw->nr, DEDUPFS_BATCH);
-	loff_t size = i_size_read(dedupfs_lower(fw->inode));
-	unsigned int try;
-
-	end = min_t(pgoff_t, end, DIV_ROUND_UP(size, PAGE_SIZE));
-	for (try = 0; try < FILL_WORK_TRIES && index < end; try++) {
-		if (dedupfs_populate(fw->inode, index, fw->nr, may_be_limited(fw->io_group),
-				     NULL))
-			break;
-		index = wait_for_others(fw->inode, index, end);
-	}
-}
-
-/*
- * Into the lower page cache: what is known to come from there, and with @all
- * that of which nothing is known.
- */
-static void read_ahead_below(struct inode *inode, pgoff_t index, pgoff_t end, bool all)
-{
-	struct address_space *mapping = dedupfs_lower(inode)->i_mapping;
-	struct dedupfs_map *map = dedupfs_map_of(DEDUPFS_I(inode));
-	struct dedupfs_range r;
-	pgoff_t nr;
-
-	/* (What has no page cache has none of these, and generic_fadvise() looks, too.) */
-	if (IS_DAX(mapping->host) || !mapping->a_ops->readahead)
-		return;
-	end = min_t(pgoff_t, end, DIV_ROUND_UP(i_size_read(dedupfs_lower(inode)), PAGE_SIZE));
-	for (; index < end; index += nr) {
-		/* The kernel looks at it where the filesystem gives up early. */
-		struct file_ra_state ra = {};
-		DEFINE_READAHEAD(ractl, NULL, &ra, mapping, index);
-
-		nr = all ? end - index : 1;
-		if (map && dedupfs_map_lookup(map, index, &r)) {
-			nr = min(end - index, r.nr);
-			if (r.reason == DEDUPFS_POOLED || r.reason == DEDUPFS_HOLE)
-				continue;
-		} else if (!all) {
-			continue;
-		}
-		page_cache_ra_unbounded(&ractl, nr, 0);
-	}
-}
-
-static void fill_work_fn(struct work_struct *work)
-{
-	struct fill_work *fw = container_of(work, struct fill_work, work);
-	int err;
-
-	kthread_associate_blkcg(fw->io_group);
-	if (fw->wait) {
-		fill_for_waiter(fw);
-		complete_all(&fw->wait->done);
-		wait_put(fw->wait);
-	} else {
-		err = dedupfs_populate(fw->inode, fw->index, fw->nr,
-				       may_be_limited(fw->io_group), NULL);
-		if (fw->below)
-			read_ahead_below(fw->inode, fw->index, fw->index + fw->nr,
-					 err == DEDUPFS_DIRTY || err == DEDUPFS_UNRESOLVED);
-	}
-	kthread_associate_blkcg(NULL);
-	if (may_be_limited(fw->io_group))
-		atomic_dec(fills_of(fw->io_group));
-	put_io_group(fw->io_group);
-	dedupfs_work_end(fw->inode);
-	kfree(fw);
-	atomic_dec(&fills_queued);
-}
-
-/**
- * dedupfs_populate_async - have a worker call dedupfs_populate()
- * @inode:	regular upper inode; the caller holds a reference
- * @index:	first file page
- * @nr:		pages
- * @wait:	completed when the worker is through; takes over a reference.
- *		May be NULL
- * @below:	what is not for the pool is to be read into the lower page cache;
- *		where nobody waits
- *
- * Context: may sleep (allocates).
- * Return: false without memory, or with too much work queued; @wait is then
- * still the caller's.
- */
-bool dedupfs_populate_async(struct inode *inode, pgoff_t index, pgoff_t nr,
-			    struct dedupfs_wait *wait, bool below)
-{
-	struct cgroup_subsys_state *io_group = dedupfs_io_group_of(current);
-	struct fill_work *fw = NULL;
-
-	if (may_queue(io_group, DEDUPFS_SB(inode->i_sb), !wait))
-		fw = kmalloc(sizeof(*fw), GFP_NOWAIT | __GFP_NOWARN);
-	if (!fw) {
-		put_io_group(io_group);
-		return false;
-	}
-	atomic_inc(&fills_queued);
-	if (may_be_limited(io_group))
-		atomic_inc(fills_of(io_group));
-	INIT_WORK(&fw->work, fill_work_fn);
-	dedupfs_work_begin(inode);
-	fw->inode = inode;
-	fw->index = index;
-	fw->nr = nr;
-	fw->wait = wait;
-	fw->below = below;
-	fw->io_group = io_group;
-	queue_work(fill_wq, &fw->work);
-	return true;
-}
-
-/**
- * dedupfs_work_begin - work is queued that needs an inode
- * @inode:	upper inode; held until dedupfs_work_end()
- *
- * umount waits for the work of its own mount, and not for a dead disk of
- * another one.
- */
-void dedupfs_work_begin(struct inode *inode)
-{
-	ihold(inode);
-	atomic_inc(&DEDUPFS_SB(inode->i_sb)->works);
-}
-
-/** dedupfs_work_end - it is done; see dedupfs_work_begin() */
-void dedupfs_work_end(struct inode *inode)
-{
-	atomic_t *works = &DEDUPFS_SB(inode->i_sb)->works;
-
-	iput(inode);
-	/* Nothing but its address is used once umount goes on. */
-	if (atomic_dec_and_test(works))
-		wake_up_var(works);
-}
-
-/**
- * dedupfs_queue_fill - have a worker end a fill
- * @work:	begun with dedupfs_work_begin()
- *
- * Context: any.
- */
-void dedupfs_queue_fill(struct work_struct *work)
-{
-	queue_work(end_wq, work);
-}
-
-/** dedupfs_wait_new - something to wait on for a worker; NULL without memory */
-struct dedupfs_wait *dedupfs_wait_new(void)
-{
-	struct dedupfs_wait *wait = kmalloc(sizeof(*wait), GFP_NOWAIT | __GFP_NOWARN);
-
-	if (wait) {
-		refcount_set(&wait->ref, 1);
-		init_completion(&wait->done);
-	}
-	return wait;
-}
-
-/** dedupfs_wait_get - one more reference */
-struct dedupfs_wait *dedupfs_wait_get(struct dedupfs_wait *wait)
-{
-	refcount_inc(&wait->ref);
-	return wait;
-}
-
-/** dedupfs_wait_put - drop a reference */
-void dedupfs_wait_put(struct dedupfs_wait *wait)
-{
-	wait_put(wait);
-}
-
-/** dedupfs_read_init - at module load.  Return: 0 or -ENOMEM. */
-int dedupfs_read_init(void)
-{
-	fill_wq = alloc_workqueue("dedupfs-fill", WQ_UNBOUND | WQ_MEM_RECLAIM,
-				  FILLS_QUEUED_MAX);
-	end_wq = alloc_workqueue("dedupfs-end", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
-	if (fill_wq && end_wq)
-		return 0;
-	dedupfs_read_exit();
-	return -ENOMEM;
-}
-
-/** dedupfs_read_exit - at module unload: no work is left behind */
-void dedupfs_read_exit(void)
-{
-	if (fill_wq)
-		destroy_workqueue(fill_wq);
-	if (end_wq)
-		destroy_workqueue(end_wq);
-}
-
-/** dedupfs_read_flush - wait for the work that holds inodes of a mount (umount) */
-void dedupfs_read_flush(struct dedupfs_sb *sbi)
-{
-	wait_var_event(&sbi->works, !atomic_read(&sbi->works));
-	/* Lower files that were closed hold the lower mount. */
-	flush_delayed_fput();
-}
 
 /* Windows: file->f_ra.start is where a sequential reader comes next */
 
@@ -331,14 +31,15 @@ static unsigned int window_size(struct file *file, pgoff_t index, size_t want)
 		nr = ra->size;	/* the reader overtook the worker */
 	else if (index)
 		nr = 4;
-	return clamp_t(size_t, want, nr, DEDUPFS_FILL_MAX);
+	return min_t(size_t, max_t(size_t, want, nr),
+		     dedupfs_fill_max(dedupfs_pool(file_inode(file))));
 }
 
 /* A sequential reader gets the next window filled while it reads this one. */
 static void fill_ahead(struct inode *inode, struct file *file, pgoff_t next)
 {
 	struct file_ra_state *ra = &file->f_ra;
-	unsigned int nr = min(ra->size * 2, DEDUPFS_FILL_MAX);
+	unsigned int nr = min(ra->size * 2, dedupfs_fill_max(dedupfs_pool(inode)));
 
 	if (((loff_t)next << PAGE_SHIFT) >= i_size_read(dedupfs_lower(inode)))
 		return;
@@ -357,21 +58,8 @@ static int fill_for_read(struct kiocb *iocb, struct inode *inode, pgoff_t index,
 			  (!index || (index <= file->f_ra.start &&
 				      index + file->f_ra.async_size >= file->f_ra.start));
 	unsigned int nr = window_size(file, index, DIV_ROUND_UP(bytes, PAGE_SIZE) + 1);
-	struct cgroup_subsys_state *io_group = dedupfs_io_group_of(current);
-	atomic_t *slot = may_be_limited(io_group) ? fills_of(io_group) : NULL;
-	int err = DEDUPFS_UNSTABLE;
+	int err = dedupfs_populate_charged(inode, index, nr);
 
-	/*
-	 * A group that is held back reads below when it has as much under way as
-	 * it may: what it reads there is charged to it.  (A kernel thread, as of
-	 * a loop device, does not say for whom it reads.)
-	 */
-	if (!slot || atomic_inc_return(slot) <= FILLS_OF_A_GROUP)
-		err = dedupfs_populate(inode, index, nr, slot || (current->flags & PF_KTHREAD),
-				       slot);
-	if (slot)
-		atomic_dec(slot);
-	put_io_group(io_group);
 	if (err)
 		return err == -ENOMEM ? DEDUPFS_UNRESOLVED : err;
 	file->f_ra.size = nr;
@@ -398,7 +86,7 @@ static size_t copy_pages(struct page **pages, size_t pos, size_t bytes, struct i
 		i = at >> PAGE_SHIFT;
 		end = (size_t)(i + 1) << PAGE_SHIFT;
 		/* (A pipe takes pages, not copies, before 6.5.) */
-		if (!IS_ENABLED(CONFIG_HIGHMEM) && user_backed_iter(iter))
+		if (user_backed_iter(iter))
 			for (k = i; end < pos + bytes &&
 			     page_to_pfn(pages[k + 1]) == page_to_pfn(pages[k]) + 1; k++)
 				end += PAGE_SIZE;
@@ -594,7 +282,7 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 			err = dedupfs_wait_for_fill(map, r.block);
 			if (err == -EAGAIN) {
 				*tried = (struct tried){
-					.from = index, .until = index + DEDUPFS_BATCH,
+					.from = index, .until = index + DEDUPFS_STEP,
 					.reason = DEDUPFS_UNSTABLE, .waited = true,
 				};
 				return 0;
@@ -623,10 +311,10 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 	if (dedupfs_is_plain(di))
 		return read_lower(iocb, iter, MAX_RW_COUNT, pool, -1);
 	if (dedupfs_lower_dirty(di->lower) && !(map && READ_ONCE(map->tracked)))
-		return read_lower(iocb, iter, bytes_to(pos, index, DEDUPFS_BATCH), pool,
+		return read_lower(iocb, iter, bytes_to(pos, index, DEDUPFS_STEP), pool,
 				  DEDUPFS_DIRTY);
 	if (map && time_before(jiffies, READ_ONCE(map->unstable_until)))
-		return read_lower(iocb, iter, bytes_to(pos, index, DEDUPFS_BATCH), pool,
+		return read_lower(iocb, iter, bytes_to(pos, index, DEDUPFS_STEP), pool,
 				  DEDUPFS_UNSTABLE);
 
 	err = fill_for_read(iocb, inode, index, iov_iter_count(iter));
@@ -637,9 +325,9 @@ static ssize_t read_step(struct kiocb *iocb, struct iov_iter *iter, struct inode
 	tried->waited = false;
 	if (err == DEDUPFS_DIRTY && map && READ_ONCE(map->tracked))
 		/* Pages of ours that wait for write-back, among shared ones. */
-		tried->until = index + max(dedupfs_dirty_run(di->lower, index, DEDUPFS_BATCH), 1UL);
+		tried->until = index + max(dedupfs_dirty_run(di->lower, index, DEDUPFS_STEP), 1UL);
 	else if (err)
-		tried->until = index + DEDUPFS_BATCH;
+		tried->until = index + DEDUPFS_STEP;
 	tried->reason = err ?: DEDUPFS_TAIL;
 	return 0;
 }
@@ -684,15 +372,56 @@ ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter)
 	return done ?: ret;
 }
 
-/** dedupfs_splice_read - ->splice_read, for sendfile(2) and splice(2) */
+/*
+ * nfsd sends the pages that it is given, and takes what a second splice brings
+ * for more of the last one only if that is the same page.  No copy is: a kernel
+ * thread gets a page that can go on, at the end of the file, or that it has
+ * begun to read in the middle, from the lower page cache.
+ */
+static bool page_can_go_on(struct inode *inode, loff_t pos, size_t *len)
+{
+	loff_t whole = round_down(i_size_read(dedupfs_lower(inode)), PAGE_SIZE);
+
+	if (!(current->flags & PF_KTHREAD))
+		return false;
+	if (offset_in_page(pos) || pos >= whole) {
+		*len = min_t(size_t, *len, PAGE_SIZE - offset_in_page(pos));
+		return true;
+	}
+	*len = min_t(loff_t, *len, whole - pos);
+	return false;
+}
+
+static ssize_t splice_lower(struct file *in, loff_t *ppos, struct pipe_inode_info *pipe,
+			    size_t len, unsigned int flags)
+{
+	struct file *lower = dedupfs_lower_file(in);
+	ssize_t ret;
+
+	if (IS_ERR(lower))
+		return PTR_ERR(lower);
+	if (!lower->f_op->splice_read)
+		return -EINVAL;
+	file_accessed(in);
+	ret = lower->f_op->splice_read(lower, ppos, pipe, len, flags);
+	/* Who has read what is new finds nothing old in a mapping. */
+	dedupfs_look_for_changes(DEDUPFS_I(file_inode(in)));
+	return ret;
+}
+
+/* ->splice_read, for sendfile(2) and splice(2). */
 ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_info *pipe,
 			    size_t len, unsigned int flags)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(file_inode(in));
-	bool lock = dedupfs_pool(&di->vfs_inode)->reads_locked && !SPLICE_CALLS_READ_ITER;
+	bool lock = dedupfs_pool(&di->vfs_inode)->reads_locked && !DEDUPFS_SPLICE_CALLS_READ_ITER;
 	ssize_t ret;
 
-	if (!dedupfs_is_plain(di) || (in->f_flags & O_DIRECT) || IS_DAX(di->lower))
+	if ((in->f_flags & O_DIRECT) || IS_DAX(di->lower))
+		return copy_splice_read(in, ppos, pipe, len, flags);
+	if (page_can_go_on(&di->vfs_inode, *ppos, &len))
+		return splice_lower(in, ppos, pipe, len, flags);
+	if (!dedupfs_is_plain(di))
 		return copy_splice_read(in, ppos, pipe, len, flags);
 	if (!lock)
 		return filemap_splice_read(in, ppos, pipe, len, flags);
@@ -704,7 +433,10 @@ ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_inf
 	return ret;
 }
 
-/* readahead(2), POSIX_FADV_WILLNEED: fill the pool, not the lower page cache. */
+/*
+ * readahead(2), POSIX_FADV_WILLNEED: fill the pool; what is not for the pool, a
+ * worker reads into the lower page cache.  At most a quarter of RAM.
+ */
 static void willneed(struct inode *inode, loff_t offset, loff_t len)
 {
 	loff_t size = i_size_read(dedupfs_lower(inode));
@@ -723,7 +455,6 @@ static void willneed(struct inode *inode, loff_t offset, loff_t len)
 			break;
 }
 
-/** dedupfs_fadvise - ->fadvise */
 int dedupfs_fadvise(struct file *file, loff_t offset, loff_t len, int advice)
 {
 	struct inode *inode = file_inode(file);

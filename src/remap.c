@@ -9,10 +9,8 @@
  *
  * Locks: upper i_rwsems of both files, in the VFS's order.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/pagemap.h>
-#include "extent.h"
+#include "pool.h"
 
 static bool is_ours(const struct file *file)
 {
@@ -22,7 +20,7 @@ static bool is_ours(const struct file *file)
 /* What a remap can change: from the old end on, if it writes beyond that. */
 static void changed_range(struct inode *inode, loff_t pos, loff_t len, loff_t *start, loff_t *last)
 {
-	*start = dedupfs_change_start(inode, pos);
+	*start = dedupfs_change_offset(inode, pos);
 	if (!len || check_add_overflow(pos, len - 1, last))
 		*last = LLONG_MAX;
 }
@@ -32,12 +30,13 @@ static void became_shared(struct inode *inode, loff_t pos, loff_t len)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct address_space *mapping = di->lower->i_mapping;
+	struct dedupfs_map *map = dedupfs_map_of(di);
 	pgoff_t first = pos >> PAGE_SHIFT, last = (pos + len - 1) >> PAGE_SHIFT;
 
 	WRITE_ONCE(di->plain_at, DEDUPFS_UNARMED);
 	WRITE_ONCE(di->shared_at, DEDUPFS_UNARMED);
-	if (di->map)
-		dedupfs_forget_unattached(di->map, first, last);
+	if (map)
+		dedupfs_forget_unattached(map, first, last);
 	invalidate_mapping_pages(mapping, first, last);
 }
 
@@ -80,7 +79,7 @@ loff_t dedupfs_remap_file_range(struct file *in, loff_t pos_in, struct file *out
 		ret = vfs_dedupe_file_range_one(lower_in, pos_in, lower_out, pos_out, len, flags);
 	else
 		ret = vfs_clone_file_range(lower_in, pos_in, lower_out, pos_out, len, flags);
-	dedupfs_change_end(inode_out, start, last);
+	dedupfs_change_end(inode_out);
 	dedupfs_look_for_changes(DEDUPFS_I(inode_out));
 	if (ret > 0) {
 		became_shared(inode_in, pos_in, ret);
@@ -107,7 +106,7 @@ static bool may_be_cloned(const struct file *in, loff_t pos_in, const struct fil
 
 /**
  * dedupfs_copy_file_range - ->copy_file_range
- * @in:		a file of any filesystem
+ * @in:		upper file, of this or another mount; anything else is -EXDEV
  * @pos_in:	bytes
  * @out:	upper file
  * @pos_out:	bytes
@@ -120,7 +119,7 @@ ssize_t dedupfs_copy_file_range(struct file *in, loff_t pos_in, struct file *out
 				loff_t pos_out, size_t len, unsigned int flags)
 {
 	struct inode *inode_out = file_inode(out);
-	struct file *lower_in = in, *lower_out;
+	struct file *lower_in, *lower_out;
 	loff_t start, last;
 	ssize_t ret;
 
@@ -140,7 +139,7 @@ ssize_t dedupfs_copy_file_range(struct file *in, loff_t pos_in, struct file *out
 	dedupfs_touch(file_inode(in));
 	dedupfs_change_begin(inode_out, start, last);
 	ret = vfs_copy_file_range(lower_in, pos_in, lower_out, pos_out, len, flags);
-	dedupfs_change_end(inode_out, start, last);
+	dedupfs_change_end(inode_out);
 	dedupfs_look_for_changes(DEDUPFS_I(inode_out));
 	if (ret > 0 && may_be_cloned(lower_in, pos_in, lower_out, pos_out, ret)) {
 		became_shared(file_inode(in), pos_in, ret);

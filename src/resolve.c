@@ -8,8 +8,6 @@
  *
  * Locks: map->fill_sem -> pool->sem -> map->lock (include/dedupfs.h).
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/fiemap.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
@@ -19,64 +17,8 @@
 #include "trace.h"
 
 #define UNSTABLE_TIME	max(1, HZ / 20)
-
-/*
- * How long is waited for a lock that others have: by who cannot be killed, or
- * for another's file; and by who would not wait below.
- */
-#define LOCK_WAIT	max(1, HZ / 10)
-#define LOCK_WAIT_OWN	max(1, HZ / 3)
-/* After that, where reads below take no lock, they are made there. */
-#define LOCKED_TIME	HZ
-
-/**
- * dedupfs_wait_for_writer - whoever has a lower file locked for a change is through
- * @pool:	its pool
- * @lower:	lower inode
- * @other:	it is not the file that was asked for
- *
- * Killably; and not for long for another's file, in a worker, which nobody can
- * kill, and where a read below would not wait at all: the lock may be in the
- * hands of a user.
- *
- * Context: may sleep; takes the lower i_rwsem (shared).
- * Return: 0; -EINTR if killed; -EAGAIN if it took too long.
- */
-int dedupfs_wait_for_writer(const struct dedupfs_pool *pool, struct inode *lower, bool other)
-{
-	bool worker = current->flags & PF_KTHREAD;
-	unsigned int left = other || worker ? LOCK_WAIT : LOCK_WAIT_OWN;
-	int err;
-
-	if (!other && !worker && pool->reads_locked) {
-		err = down_read_killable(&lower->i_rwsem);
-		if (!err)
-			inode_unlock_shared(lower);
-		return err;
-	}
-	while (!inode_trylock_shared(lower)) {
-		if (!left--)
-			return -EAGAIN;
-		schedule_timeout_killable(1);
-		if (fatal_signal_pending(current))
-			return -EINTR;
-	}
-	inode_unlock_shared(lower);
-	return 0;
-}
-
-/**
- * dedupfs_locked_too_long - the lower file of a map was waited for in vain
- * @map:	map
- *
- * Return: the reason (enum dedupfs_reason) why it is not shared.
- */
-int dedupfs_locked_too_long(struct dedupfs_map *map)
-{
-	if (!map->pool->reads_locked)
-		dedupfs_unstable_for(map, LOCKED_TIME);
-	return DEDUPFS_UNSTABLE;
-}
+/* Who has a lease is asked to give it up, and takes his time. */
+#define LEASED_TIME	HZ
 
 /*
  * Before the window is looked at: what changes from here on is noticed in the
@@ -90,7 +32,10 @@ static bool sample_changes(struct dedupfs_window *w)
 	return !atomic_read(&w->map->changing);
 }
 
-/* The pool keeps one that nobody uses: they are large, and cleared when new. */
+/*
+ * Windows are large, and the kernel may clear what it allocates (init_on_alloc):
+ * the pool keeps a spare one.
+ */
 static struct dedupfs_window *window_new(struct inode *inode)
 {
 	struct dedupfs_pool *pool = dedupfs_pool(inode);
@@ -215,8 +160,7 @@ static void attach_unresolved(struct dedupfs_window *w, pgoff_t nr)
 	dedupfs_put_witnesses(w);
 	w->nr_ranges = 0;
 	push_range(w->ranges, &w->nr_ranges, w->index, w->index + nr, 0, DEDUPFS_UNRESOLVED);
-	while (dedupfs_attach(w, NULL) == -ENOSPC)
-		;
+	dedupfs_attach(w, NULL);
 }
 
 /* A large folio that two windows share is dropped with the second one. */
@@ -318,9 +262,9 @@ static bool clip_to_settled(struct dedupfs_window *w)
 }
 
 /*
- * Does anybody hold pages of the window whom neither mappings nor the lower
- * filesystem account for?  A direct read into a writable mapping stores into a
- * page that was cleaned meanwhile, and moves no counter.
+ * Are there references to pages of the window besides the page cache's and the
+ * filesystem's?  Unmaps the range, to tell.  (A direct read into a writable
+ * mapping stores into a page cleaned meanwhile, and moves no counter.)
  */
 static bool held_below(struct dedupfs_window *w)
 {
@@ -370,7 +314,7 @@ static bool write_back_is_failing(const struct dedupfs_window *w)
 	bool locked = false;
 
 	/* What was never dirty, or of which there is nothing here, is as on the disk. */
-	if (!w->pool->fiemap_sync || !READ_ONCE(w->di->lower->dirtied_when) ||
+	if (!w->pool->cleans_failed || !READ_ONCE(w->di->lower->dirtied_when) ||
 	    !xa_find(&mapping->i_pages, &index, last, XA_PRESENT))
 		return false;
 	rcu_read_lock();
@@ -466,12 +410,27 @@ static bool first_is_being_filled(const struct dedupfs_window *w)
 	       dedupfs_pool_state(w->pool, w->ranges[0].block) == DEDUPFS_FILLING;
 }
 
-/* Rule 4, and rule 6's bracket: one try.  fill_sem is held (read). */
+/*
+ * Can pages of the window change, or have changed, without a sign?  (Whoever
+ * holds none now has to ask page_mkwrite for it, and is seen to change.)
+ */
+static bool is_quiet(struct dedupfs_window *w)
+{
+	if (held_below(w))
+		return false;
+	if (!write_back_is_failing(w))
+		return true;
+	dedupfs_unstable_for(w->map, UNSTABLE_TIME);
+	return false;
+}
+
+/* Rule 4, and rule 6's bracket: one try. */
 static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 {
 	struct dedupfs_fill *fill = NULL;
 	int err;
 
+	lockdep_assert_held(&w->map->fill_sem);
 	err = resolve_window(w, nr);
 	if (err == DEDUPFS_DIRTY)
 		return err;
@@ -480,13 +439,8 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	if (err)
 		goto unresolved;
 	nr = min(nr, w->nr);
-	/* Whoever holds none now has to ask page_mkwrite for it, and is seen to change. */
-	if (held_below(w))
+	if (!is_quiet(w))
 		return DEDUPFS_UNSTABLE;
-	if (write_back_is_failing(w)) {
-		dedupfs_unstable_for(w->map, UNSTABLE_TIME);
-		return DEDUPFS_UNSTABLE;
-	}
 	/*
 	 * A fill that waited for a writer of this file would keep the readers
 	 * of others waiting for the blocks that it has claimed.
@@ -507,6 +461,11 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 	err = fill ? dedupfs_fill_read(fill, w->inode) : -ENOMEM;
 	if (err == -EINTR)
 		return err;
+	if (err == -EWOULDBLOCK) {
+		dedupfs_fill_end(fill);
+		dedupfs_unstable_for(w->map, LEASED_TIME);
+		return DEDUPFS_UNSTABLE;
+	}
 	if (err) {
 		err = -ENOMEM;
 		goto unresolved;
@@ -516,13 +475,10 @@ static int resolve_and_fill(struct dedupfs_window *w, pgoff_t index, pgoff_t nr)
 		err = dedupfs_locked_too_long(w->map);
 	else if (err && err != -ESTALE)
 		goto unresolved;
-	if (!err && (held_below(w) || write_back_is_failing(w)))
+	if (!err && !is_quiet(w))
 		err = DEDUPFS_UNSTABLE;
-	if (!err) {
-		do {
-			err = dedupfs_attach(w, fill);
-		} while (err == -ENOSPC);
-	}
+	if (!err)
+		err = dedupfs_attach(w, fill);
 	dedupfs_fill_end(fill);
 	if (!err)
 		drop_lower_copies(w, index, w->joined ? w->nr : nr);
@@ -592,8 +548,8 @@ out:
  * @index:	first file page
  * @nr:		pages, at most DEDUPFS_FILL_MAX
  * @limited:	the reads may be held back by the I/O controller
- * @slot:	the group's count of fills, in which the caller counts: a fill that
- *		outlives him goes on to.  Or NULL
+ * @slot:	the I/O group's count of fills, or NULL; a fill that outlives the
+ *		caller is counted until it ends
  *
  * Best effort: afterwards the caller looks again, and what is still not in
  * the pool comes from the lower page cache.
@@ -609,16 +565,18 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limite
 	struct dedupfs_pool *pool = dedupfs_pool(inode);
 	unsigned int waits = 0;
 	struct dedupfs_window *w;
+	struct dedupfs_map *map;
 	int err = -ENOMEM, try;
 
 	if (!dedupfs_can_prove(pool))
 		return DEDUPFS_UNRESOLVED;
-	if (!dedupfs_map_get(di))
+	map = dedupfs_map_get(di);
+	if (!map)
 		return -ENOMEM;
 	if (dedupfs_far_above_limit(pool)) {
 		dedupfs_shrink_to_limit(pool);
 		if (dedupfs_far_above_limit(pool)) {
-			dedupfs_unstable_for(di->map, UNSTABLE_TIME);
+			dedupfs_unstable_for(map, UNSTABLE_TIME);
 			return DEDUPFS_UNSTABLE;
 		}
 	}
@@ -627,19 +585,20 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limite
 		return -ENOMEM;
 	w->limited = limited;
 	w->slot = slot;
-	for (try = 0; try < POPULATE_TRIES; try++) {
+	for (try = 0; try < POPULATE_TRIES; ) {
 		w->last_try = try == POPULATE_TRIES - 1;
 		err = populate_once(w, index, nr);
 		if (err == -EBUSY && waits++ < POPULATE_TRIES) {
 			err = dedupfs_wait_for_fill(w->map, w->ranges[0].block);
-			try--;
-			if (!err)
-				continue;
 			if (err == -EAGAIN)
 				err = DEDUPFS_UNSTABLE;
+			if (err)
+				break;
+			continue;
 		}
 		if (err != -EAGAIN && err != -ESTALE)
 			break;
+		try++;
 	}
 	/* The caller looks again, anyway. */
 	if (err == -EBUSY)
@@ -652,7 +611,8 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limite
 	return err;
 }
 
-#define DECIDE_EXTENTS	512
+/* FIEMAPs that an open makes: of DEDUPFS_RESOLVE_EXTENTS each. */
+#define DECIDE_TRIES	8
 
 /*
  * Is anything of the file poolable, or is it too fragmented to tell cheaply?
@@ -661,14 +621,14 @@ int dedupfs_populate(struct inode *inode, pgoff_t index, pgoff_t nr, bool limite
 static int any_poolable(struct dedupfs_window *w, pgoff_t pages)
 {
 	pgoff_t nr = DEDUPFS_RESOLVE_PAGES, got;
-	unsigned int seen = 0;
+	unsigned int tries = 0;
 	int n, i;
 
 	w->nr_ranges = 0;
 	for (w->index = 0; w->index < pages; w->index += got) {
-		/* Count mode looks at all of the window: widen it with care. */
-		nr = min(nr, pages - w->index);
-		n = resolve(w, nr, 0, w->ranges, &got);
+		if (tries++ == DECIDE_TRIES)
+			return 1;
+		n = resolve(w, min(nr, pages - w->index), 0, w->ranges, &got);
 		if (n == -EAGAIN || n == -EINTR)
 			return n;
 		if (n < 0 || !got)
@@ -679,11 +639,8 @@ static int any_poolable(struct dedupfs_window *w, pgoff_t pages)
 				w->nr = got;
 				return 1;
 			}
-		seen += n;
-		if (seen > DECIDE_EXTENTS)
-			return 1;
-		if (got == nr && n < 8)
-			nr *= 4;
+		/* It stops by itself where there are too many. */
+		nr = pages;
 	}
 	return 0;
 }
@@ -709,8 +666,7 @@ static void attach_found(struct dedupfs_window *w, u64 counter)
 		goto out;
 	w->baseline = READ_ONCE(w->map->baseline);
 	if (w->baseline == counter && !held_below(w))
-		while (dedupfs_attach(w, NULL) == -ENOSPC)
-			;
+		dedupfs_attach(w, NULL);
 	if (w->joined)
 		drop_lower_copies(w, w->index, w->nr);
 	up_read(&w->map->fill_sem);
@@ -736,13 +692,15 @@ void dedupfs_decide(struct inode *inode)
 	enum dedupfs_reason reason = DEDUPFS_PLAIN;
 	bool plain = dedupfs_is_plain(di), pooled;
 	struct dedupfs_window *w;
+	struct dedupfs_map *map;
 	u64 counter;
 	int err;
 
 	if (plain && time_before(jiffies, READ_ONCE(di->plain_until)))
 		return;
+	map = dedupfs_map_of(di);
 	if (dedupfs_counter(lower) == READ_ONCE(di->shared_at) ||
-	    (di->map && di->map->nr_extents) || dedupfs_lower_dirty(lower))
+	    (map && READ_ONCE(map->nr_extents)) || dedupfs_lower_dirty(lower))
 		return;
 	counter = inode_query_iversion(lower);
 	if (!dedupfs_can_prove(pool))

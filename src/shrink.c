@@ -3,17 +3,16 @@
  * Eviction: the shrinker and the pool limit.
  *
  * Rule 14: this can run inside a transaction of the lower filesystem, so it
- * only tries locks, allocates nothing, and never drops the last reference of
- * an inode or a map.  Each memory node has an inactive and an active list of
- * its own (list_lru cannot take a struct page).  A page that was used twice
- * since it was last looked at goes active: what is read once and never again
- * must not drive out what is in use.  A mapped page is zapped and gets another
- * round, in which a fault counts as its second use; any other is freed.
+ * waits for no sleeping lock but i_mmap_rwsem, which rmap takes in reclaim as
+ * well, allocates nothing, and never drops the last reference of an inode or a
+ * map.  Each memory node has an inactive and an active list of its own (list_lru
+ * cannot take a struct page).  A page that was used twice since it was last
+ * looked at goes active: what is read once and never again must not drive out
+ * what is in use.  A mapped page is zapped and gets another round, in which a
+ * fault counts as its second use; any other is freed.
  *
  * Locks: pool->sem (read, try) -> i_mmap_rwsem; node->lock is innermost.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/slab.h>
@@ -53,19 +52,19 @@ void dedupfs_lru_add(struct dedupfs_pool *pool, struct page **pages, unsigned in
 		spin_lock(&node->lock);
 		for (k = i; k < i + n; k++)
 			list_add(&pages[k]->lru, &node->inactive);
-		node->nr += n;
+		WRITE_ONCE(node->nr, node->nr + n);
 		spin_unlock(&node->lock);
 	}
 }
 
-/** dedupfs_lru_del - a page left the pool */
+/* A page left the pool. */
 void dedupfs_lru_del(struct dedupfs_pool *pool, struct page *page)
 {
 	struct dedupfs_pool_node *node = node_of(pool, page);
 
 	spin_lock(&node->lock);
 	list_del_init(&page->lru);
-	node->nr--;
+	WRITE_ONCE(node->nr, node->nr - 1);
 	if (folio_test_active(page_folio(page))) {
 		folio_clear_active(page_folio(page));
 		node->nr_active--;
@@ -131,7 +130,7 @@ static bool evict(struct dedupfs_pool *pool, struct page *page)
 {
 	struct folio *folio = page_folio(page);
 
-	if (folio_test_clear_workingset(folio)) {
+	if (folio_test_clear_workingset(folio) && !PageHWPoison(page)) {
 		folio_clear_referenced(folio);
 		make_active(pool, page);
 	} else if (!page_mapped(page)) {
@@ -167,7 +166,7 @@ static unsigned long scan_node(struct dedupfs_pool *pool, struct dedupfs_pool_no
 	dedupfs_count(pool, DEDUPFS_EVICTIONS, freed);
 	if (freed)
 		dedupfs_maps_reap_soon(pool);
-	trace_dedupfs_shrink(pool->lower_sb, nr_to_scan, freed, node->nr);
+	trace_dedupfs_shrink(pool->lower_sb, nr_to_scan, freed, READ_ONCE(node->nr));
 	return freed;
 }
 
@@ -217,7 +216,7 @@ void dedupfs_shrink_to_limit(struct dedupfs_pool *pool)
 			over = atomic_long_read(&pool->nr_pages) - (long)limit;
 			if (over <= 0)
 				return;
-			look = min_t(unsigned long, pool->nodes[nid].nr,
+			look = min_t(unsigned long, READ_ONCE(pool->nodes[nid].nr),
 				     LOOK_RATIO * over + LOOK_MIN);
 			scan_node(pool, &pool->nodes[nid], look, over);
 			cond_resched();
@@ -261,7 +260,7 @@ int dedupfs_shrink_init(struct dedupfs_pool *pool)
 	return 0;
 }
 
-/** dedupfs_shrink_exit - no page is left, or will be looked at again */
+/* No page is left, or will be looked at again. */
 void dedupfs_shrink_exit(struct dedupfs_pool *pool)
 {
 	shrinker_free(pool->shrinker);

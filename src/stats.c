@@ -2,13 +2,11 @@
 /*
  * Statistics: /sys/fs/dedupfs/DEVICE[:DOMAIN]/, one value in each file.
  *
- * Sizes are in pages but for the names that say bytes.  Event counters are
- * kept for each CPU and summed when they are read.  The directory lives as
- * long as the pool; names_lock makes room for a new pool of the same name
- * while the old one is torn down.
+ * Sizes are in pages but for the names that say bytes, and all in not_shared/,
+ * which is in bytes.  Event counters are kept for each CPU and summed when they
+ * are read.  The directory lives as long as the pool; names_lock makes room for
+ * a new pool of the same name while the old one is torn down.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/fs.h>
 #include <linux/kobject.h>
 #include <linux/percpu.h>
@@ -256,14 +254,14 @@ void dedupfs_stats_remove(struct dedupfs_pool *pool)
 	wait_for_completion(&pool->kobj_gone);
 }
 
-/** dedupfs_stats_init - make /sys/fs/dedupfs.  Return: 0 or -ENOMEM. */
+/* Make /sys/fs/dedupfs.  Return: 0 or -ENOMEM. */
 int dedupfs_stats_init(void)
 {
 	dedupfs_kset = kset_create_and_add(DEDUPFS_NAME, NULL, fs_kobj);
 	return dedupfs_kset ? 0 : -ENOMEM;
 }
 
-/** dedupfs_stats_exit - remove /sys/fs/dedupfs; no pool is left */
+/* Remove /sys/fs/dedupfs; no pool is left. */
 void dedupfs_stats_exit(void)
 {
 	kset_unregister(dedupfs_kset);

@@ -18,7 +18,6 @@
 #include <linux/exportfs.h>
 #include <linux/fs_context.h>
 #include <linux/magic.h>
-#include <linux/module.h>
 #include <linux/mount.h>
 #include <linux/namei.h>
 #include <linux/pagemap.h>
@@ -35,7 +34,6 @@ static struct inode *dedupfs_alloc_inode(struct super_block *sb)
 
 	if (!di)
 		return NULL;
-	di->lower = NULL;
 	dedupfs_data_init(di);
 	return &di->vfs_inode;
 }
@@ -57,7 +55,7 @@ static void dedupfs_evict_inode(struct inode *inode)
 	truncate_inode_pages_final(&inode->i_data);
 	clear_inode(inode);
 	if (S_ISREG(inode->i_mode))
-		dedupfs_data_evict(di);
+		dedupfs_map_leave(di);
 	iput(di->lower);
 }
 
@@ -82,15 +80,16 @@ static int dedupfs_statfs(struct dentry *dentry, struct kstatfs *buf)
 #define ERRSEQ_SEEN	BIT(12)
 
 /*
- * @now, of the lower superblock, becomes an error of this one, if it is new.
- * One that was shown here, and told, before it counted as told below may hide
- * another of its kind.  sbi->lock held.
+ * Record @now, the lower s_wb_err, here if it is new.  An error reported here
+ * while still unseen below cannot be told from a second one like it: record it
+ * again.
  */
 static void carry_wb_err(struct super_block *sb, errseq_t now)
 {
 	struct dedupfs_sb *sbi = DEDUPFS_SB(sb);
 	errseq_t last = sbi->lower_errseq;
 
+	lockdep_assert_held(&sbi->lock);
 	if ((now ^ last) & ~ERRSEQ_SEEN ||
 	    (last && !(last & ERRSEQ_SEEN) && (now & ERRSEQ_SEEN) &&
 	     (READ_ONCE(sb->s_wb_err) & ERRSEQ_SEEN)))
@@ -444,7 +443,7 @@ void dedupfs_kill_sb(struct super_block *sb)
 
 	/* Fills that nobody waits for hold inodes. */
 	if (sbi)
-		dedupfs_read_flush(sbi);
+		dedupfs_work_flush(sbi);
 	kill_anon_super(sb);
 	if (!sbi)
 		return;

@@ -9,12 +9,10 @@
  * range is detached and unmapped, and it is over only after the lower
  * operation returned.
  *
- * Locks: none of ours is held while the lower filesystem works.
+ * Locks: none of ours but the upper i_rwsem (truncate, fallocate) is held while
+ * the lower filesystem works.
  */
-#define pr_fmt(fmt) "dedupfs: " fmt
-
 #include <linux/fsnotify.h>
-#include <linux/pagemap.h>
 #include <linux/pipe_fs_i.h>
 #include <linux/slab.h>
 #include <linux/splice.h>
@@ -59,7 +57,7 @@ int dedupfs_change_prepare(struct inode *inode)
 }
 
 /**
- * dedupfs_change_start - where the change begins that an operation at @pos makes
+ * dedupfs_change_offset - where the change begins that an operation at @pos makes
  * @inode:	regular upper inode
  * @pos:	bytes, file offset
  *
@@ -67,7 +65,7 @@ int dedupfs_change_prepare(struct inode *inode)
  *
  * Return: bytes, file offset.
  */
-loff_t dedupfs_change_start(struct inode *inode, loff_t pos)
+loff_t dedupfs_change_offset(struct inode *inode, loff_t pos)
 {
 	return min(pos, max_t(loff_t, i_size_read(dedupfs_lower(inode)) - 1, 0));
 }
@@ -99,8 +97,13 @@ void dedupfs_change_begin(struct inode *inode, loff_t start, loff_t last)
 	dedupfs_detach(map, start >> PAGE_SHIFT, last >> PAGE_SHIFT);
 }
 
-/** dedupfs_change_end - the operation is over; see dedupfs_change_begin() */
-void dedupfs_change_end(struct inode *inode, loff_t start, loff_t last)
+/**
+ * dedupfs_change_end - an operation of ours has changed data
+ * @inode:	regular upper inode, after dedupfs_change_begin()
+ *
+ * Context: as of dedupfs_change_begin().
+ */
+void dedupfs_change_end(struct inode *inode)
 {
 	struct dedupfs_map *map = DEDUPFS_I(inode)->map;
 
@@ -145,13 +148,18 @@ int dedupfs_truncate_begin(struct inode *inode, loff_t start)
 	return 0;
 }
 
-/** dedupfs_truncate_end - it is over */
-void dedupfs_truncate_end(struct inode *inode, loff_t start)
+/**
+ * dedupfs_truncate_end - a truncate has changed data, or failed
+ * @inode:	regular upper inode, after dedupfs_truncate_begin()
+ *
+ * Context: as of dedupfs_truncate_begin().
+ */
+void dedupfs_truncate_end(struct inode *inode)
 {
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 
 	WRITE_ONCE(di->map->truncating, NULL);
-	dedupfs_change_end(inode, start, LLONG_MAX);
+	dedupfs_change_end(inode);
 	atomic_dec(&di->map->writers);
 	/* Pairs with dedupfs_foreign_writers(): never one of ours too many. */
 	smp_mb__after_atomic();
@@ -161,9 +169,9 @@ void dedupfs_truncate_end(struct inode *inode, loff_t start)
 }
 
 /*
- * An append is announced from the end of the file on.  Where that came down
- * before everybody could see that the file changes, and again where it came
- * down before the lower filesystem had the lock for it, it begins at @pos.
+ * An append is announced from the end of the file.  If the file shrank before
+ * the announcement was visible, or before the lower filesystem took its lock,
+ * the write begins at @pos: announce that part as well.
  */
 static void announce_from(struct inode *inode, loff_t pos, loff_t *start)
 {
@@ -183,8 +191,7 @@ struct aio {
 	struct kiocb *orig;
 	struct work_struct work;
 	refcount_t ref;			/* the submitter may look at iocb after completion */
-	loff_t start;
-	loff_t last;
+	loff_t start;			/* of the change that was announced */
 	errseq_t wb_err;		/* as of dedupfs_wb_err_begin() */
 	long res;
 	bool write;
@@ -212,7 +219,7 @@ static void aio_end(struct aio *aio, long res, bool may_wait)
 		file_end_write(aio->iocb.ki_filp);
 		if (res > 0)
 			announce_from(inode, aio->iocb.ki_pos - res, &aio->start);
-		dedupfs_change_end(inode, aio->start, aio->last);
+		dedupfs_change_end(inode);
 		dedupfs_copy_attr(inode);
 	}
 	/* As after any other. */
@@ -249,11 +256,6 @@ static void aio_complete(struct kiocb *iocb, long res)
 	iocb->ki_complete(iocb, res);
 }
 
-/* The lower file system completes I/O by itself, and to us. */
-#ifndef IOCB_DIO_CALLER_COMP
-#define IOCB_DIO_CALLER_COMP	0
-#endif
-
 /* The lower filesystem looks at its own mount for -o sync. */
 static int mount_flags(const struct kiocb *iocb)
 {
@@ -262,18 +264,18 @@ static int mount_flags(const struct kiocb *iocb)
 
 /* Pass @iocb to the lower file, to be completed later.  Freeze protection is held for a write. */
 static ssize_t submit_aio(struct aio *aio, struct kiocb *iocb, struct iov_iter *iter,
-			  struct file *lower, bool write, loff_t start, loff_t last)
+			  struct file *lower, bool write, loff_t start)
 {
 	ssize_t ret;
 
 	refcount_set(&aio->ref, 2);
 	kiocb_clone(&aio->iocb, iocb, get_file(lower));
+	/* The lower filesystem completes I/O by itself, and to us. */
 	aio->iocb.ki_flags &= ~IOCB_DIO_CALLER_COMP;
 	aio->iocb.ki_flags |= mount_flags(iocb);
 	aio->iocb.ki_complete = aio_complete;
 	aio->orig = iocb;
 	aio->start = start;
-	aio->last = last;
 	aio->write = write;
 	INIT_WORK(&aio->work, aio_work);
 	if (write) {
@@ -293,15 +295,13 @@ static ssize_t submit_aio(struct aio *aio, struct kiocb *iocb, struct iov_iter *
 }
 
 /* Flags of an upper iocb that are the lower file's as well. */
-#define LOWER_IOCB_FLAGS	(IOCB_APPEND | IOCB_DIRECT | IOCB_DSYNC | IOCB_SYNC | \
-				 IOCB_NOWAIT | IOCB_HIPRI)
+#define LOWER_IOCB_FLAGS	(IOCB_APPEND | IOCB_DIRECT | IOCB_DSYNC | IOCB_SYNC | IOCB_NOWAIT)
 
 static void lower_kiocb(struct kiocb *kiocb, struct kiocb *iocb, struct file *lower)
 {
 	init_sync_kiocb(kiocb, lower);
 	kiocb->ki_pos = iocb->ki_pos;
-	kiocb->ki_flags = (iocb->ki_flags & LOWER_IOCB_FLAGS & ~IOCB_HIPRI) |
-			  mount_flags(iocb);
+	kiocb->ki_flags = (iocb->ki_flags & LOWER_IOCB_FLAGS) | mount_flags(iocb);
 }
 
 /**
@@ -329,7 +329,7 @@ ssize_t dedupfs_direct_read(struct kiocb *iocb, struct iov_iter *iter)
 		aio = kzalloc(sizeof(*aio), GFP_KERNEL);
 		if (!aio)
 			return -ENOMEM;
-		return submit_aio(aio, iocb, iter, lower, false, 0, 0);
+		return submit_aio(aio, iocb, iter, lower, false, 0);
 	}
 	lower_kiocb(&kiocb, iocb, lower);
 	ret = lower->f_op->read_iter(&kiocb, iter);
@@ -344,8 +344,8 @@ static void write_range(struct kiocb *iocb, struct iov_iter *iter, loff_t *start
 {
 	bool append = iocb->ki_flags & IOCB_APPEND;
 
-	*start = dedupfs_change_start(file_inode(iocb->ki_filp),
-				      append ? LLONG_MAX : iocb->ki_pos);
+	*start = dedupfs_change_offset(file_inode(iocb->ki_filp),
+				       append ? LLONG_MAX : iocb->ki_pos);
 	*last = append ? LLONG_MAX : iocb->ki_pos + iov_iter_count(iter) - 1;
 }
 
@@ -388,9 +388,9 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 	write_range(iocb, iter, &start, &last);
 	dedupfs_change_begin(inode, start, last);
 	if (iocb->ki_flags & IOCB_APPEND)
-		announce_from(inode, dedupfs_change_start(inode, LLONG_MAX), &start);
+		announce_from(inode, dedupfs_change_offset(inode, LLONG_MAX), &start);
 	if (aio)
-		return submit_aio(aio, iocb, iter, lower, true, start, last);
+		return submit_aio(aio, iocb, iter, lower, true, start);
 	lower_kiocb(&kiocb, iocb, lower);
 	wb_err = dedupfs_wb_err_begin(iocb->ki_filp, lower);
 	ret = lower->f_op->write_iter(&kiocb, iter);
@@ -398,7 +398,7 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 	iocb->ki_pos = kiocb.ki_pos;
 	if (ret > 0)
 		announce_from(inode, kiocb.ki_pos - ret, &start);
-	dedupfs_change_end(inode, start, last);
+	dedupfs_change_end(inode);
 	file_end_write(lower);
 	/* What was cut off below meanwhile can be inside of the file again. */
 	if (!(iocb->ki_flags & IOCB_NOWAIT))
@@ -409,8 +409,8 @@ ssize_t dedupfs_write_iter(struct kiocb *iocb, struct iov_iter *iter)
 }
 
 /*
- * Nothing of the file is pooled while it changes: an empty pipe is waited for
- * before that.  Who is faster may still empty it.
+ * Wait for data before the change is announced: nothing of the file is pooled
+ * while it is.  Another reader may still empty the pipe.
  */
 static int wait_for_data(struct pipe_inode_info *pipe, unsigned int flags)
 {
@@ -456,13 +456,13 @@ ssize_t dedupfs_splice_write(struct pipe_inode_info *pipe, struct file *out, lof
 	if (ret)
 		return ret;
 	file_start_write(lower);
-	start = dedupfs_change_start(inode, *ppos);
+	start = dedupfs_change_offset(inode, *ppos);
 	last = *ppos + len - 1;
 	dedupfs_change_begin(inode, start, last);
 	wb_err = dedupfs_wb_err_begin(out, lower);
 	ret = iter_file_splice_write(pipe, lower, ppos, len, flags);
 	dedupfs_wb_err_end(out, lower, wb_err);
-	dedupfs_change_end(inode, start, last);
+	dedupfs_change_end(inode);
 	file_end_write(lower);
 	/* A truncation below may have come between: see dedupfs_write_iter(). */
 	dedupfs_look_for_changes(DEDUPFS_I(inode));
@@ -486,7 +486,7 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 {
 	struct file *lower = dedupfs_lower_file(file);
 	struct inode *inode = file_inode(file);
-	loff_t start, last = LLONG_MAX;
+	loff_t start, last;
 	long ret;
 
 	if (IS_ERR(lower))
@@ -495,24 +495,26 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 	if (ret)
 		return ret;
 	inode_lock(inode);
-	start = dedupfs_change_start(inode, offset);
+	start = dedupfs_change_offset(inode, offset);
+	/* Some modes move all that follows. */
+	last = LLONG_MAX;
 	dedupfs_change_begin(inode, start, last);
 	ret = vfs_fallocate(lower, mode, offset, len);
-	dedupfs_change_end(inode, start, last);
+	dedupfs_change_end(inode);
 	dedupfs_look_for_changes(DEDUPFS_I(inode));
 	dedupfs_copy_attr_locked(inode);
 	inode_unlock(inode);
 	return ret;
 }
 
-/** dedupfs_write_init - at module load.  Return: 0 or -ENOMEM. */
+/* At module load.  Return: 0 or -ENOMEM. */
 int dedupfs_write_init(void)
 {
 	aio_wq = alloc_workqueue("dedupfs-aio", WQ_MEM_RECLAIM, 0);
 	return aio_wq ? 0 : -ENOMEM;
 }
 
-/** dedupfs_write_exit - at module unload */
+/* At module unload. */
 void dedupfs_write_exit(void)
 {
 	destroy_workqueue(aio_wq);

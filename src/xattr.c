@@ -13,7 +13,6 @@
 #include <linux/fs.h>
 #include <linux/mount.h>
 #include <linux/posix_acl.h>
-#include <linux/posix_acl_xattr.h>
 #include <linux/xattr.h>
 
 #include "dedupfs.h"
@@ -96,7 +95,7 @@ const struct xattr_handler * const dedupfs_xattr_handlers[] = {
 	NULL
 };
 
-/** dedupfs_listxattr - names of the lower file's attributes */
+/* Names of the lower file's attributes. */
 ssize_t dedupfs_listxattr(struct dentry *dentry, char *list, size_t size)
 {
 	return vfs_listxattr(dedupfs_lower_dentry(dentry), list, size);

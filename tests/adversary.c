@@ -96,6 +96,66 @@ TEST_F(user, reads_a_file_in_pieces)
 	close(fd);
 }
 
+#define TRACING	"/sys/kernel/tracing"
+
+/* Calls of fiemap_fill_next_extent() since it is counted: one for each extent looked at. */
+static long extents_looked_at(void)
+{
+	char text[512] = "";
+	long hits = -1;
+
+	read_text(TRACING "/kprobe_profile", text, sizeof(text));
+	sscanf(text, " dedupfs_test %ld", &hits);
+	return hits;
+}
+
+static bool count_extents(bool yes)
+{
+	if (!yes)
+		write_text(TRACING "/events/kprobes/dedupfs_test/enable", "0");
+	if (write_text(TRACING "/kprobe_events",
+		       yes ? "p:dedupfs_test fiemap_fill_next_extent" : "-:dedupfs_test"))
+		return false;
+	return !yes || !write_text(TRACING "/events/kprobes/dedupfs_test/enable", "1");
+}
+
+/* Nothing of it is shared: whoever opens it learns so, or gives up, soon. */
+TEST_F(user, opens_a_file_in_pieces)
+{
+	int fd = open(low("unshared"), O_RDWR | O_CREAT, 0644);
+	char page[PAGE];
+	unsigned long i;
+	long before;
+
+	if (btrfs)
+		SKIP(return, "there an open looks at nothing");
+	fill(page, PAGE, 1, 0);
+	for (i = 0; i < PIECES; i++)
+		write_all(fd, page, PAGE, 2 * i * PAGE);
+	close(fd);
+	sync();
+	if (access(TRACING "/kprobe_events", W_OK) &&
+	    mount("tracefs", TRACING, "tracefs", 0, NULL))
+		SKIP(return, "no tracefs");
+	if (!count_extents(true))
+		SKIP(return, "no kprobes");
+	before = extents_looked_at();
+	EXPECT_LE(0, before);
+	/* (That it counts.) */
+	EXPECT_LT(0, fiemap(low("unshared"), NULL, 0));
+	EXPECT_LE(PIECES / 2, (unsigned long)(extents_looked_at() - before));
+	before = extents_looked_at();
+	fd = open(up("unshared"), O_RDONLY);
+	ASSERT_LE(0, fd);
+	TH_LOG("%ld extents looked at", extents_looked_at() - before);
+	EXPECT_GE(1000, extents_looked_at() - before);
+	EXPECT_EQ(PAGE, pread(fd, page, PAGE, 2 * PAGE));
+	EXPECT_EQ(-1, mismatch(page, PAGE, 1, 0));
+	close(fd);
+	count_extents(false);
+	unlink(low("unshared"));
+}
+
 /* How often is that of some mapped pages mapped which is mapped most often? */
 static uint64_t most_mapped(const char *map, size_t pages)
 {

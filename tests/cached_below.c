@@ -49,13 +49,16 @@ FIXTURE_TEARDOWN(pair)
 #define COPIES()	(100 * (cache_bytes() - self->cache) / (long)SIZE)
 #define DISK_READ()	(100 * (disk_read_bytes() - self->disk) / (long)SIZE)
 
+/* On btrfs what is clean may be wrong: it is read once more, and one copy is left. */
+#define AGAIN		(btrfs ? 100 : 0)
+
 TEST_F(pair, read_below_then_through)
 {
 	EXPECT_EQ(-1, differs_from(low("a"), self->want, SIZE));
 	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
 	EXPECT_GE(103, COPIES());
 	/* Who finds the inode locked for a moment reads a window (1 MiB) from disk. */
-	EXPECT_GE(130, DISK_READ());
+	EXPECT_GE(130 + AGAIN, DISK_READ());
 }
 
 TEST_F(pair, mapped_below_then_through)
@@ -67,7 +70,7 @@ TEST_F(pair, mapped_below_then_through)
 	EXPECT_EQ(0, memcmp(u, self->want, SIZE));
 	EXPECT_EQ(-1, differs_from(up("a"), self->want, SIZE));
 	EXPECT_GE(103, COPIES());
-	EXPECT_GE(110, DISK_READ());
+	EXPECT_GE(110 + AGAIN, DISK_READ());
 }
 
 TEST_F(pair, written_through_then_read)

@@ -232,4 +232,46 @@ TEST(leases_and_notification)
 	SAME(leases);
 }
 
+/* Who has a lease on one of the clones below, and keeps it, keeps no other from being read. */
+TEST(a_lease_below)
+{
+	int ready[2], fd, status;
+	pid_t holder, reader;
+	double begun;
+	char c;
+
+	make_file(low("leased"), MiB, 1);
+	make_clone(low("leased"), low("free"));
+	drop_caches("3");
+	ASSERT_EQ(0, pipe(ready));
+	holder = fork();
+	if (!holder) {
+		signal(SIGIO, SIG_IGN);
+		fd = open(low("leased"), O_RDONLY);
+		c = fcntl(fd, F_SETLEASE, F_WRLCK) ? 'x' : 'o';
+		if (write(ready[1], &c, 1) == 1)
+			pause();
+		_exit(0);
+	}
+	ASSERT_EQ(1, read(ready[0], &c, 1));
+	ASSERT_EQ('o', c) TH_LOG("no lease");
+	reader = fork();
+	if (!reader)
+		_exit(check_file(up("leased"), MiB, 1) != -1);
+	usleep(300000);
+	begun = now();
+	EXPECT_EQ(-1, check_file(up("free"), MiB, 1));
+	EXPECT_GT(2 * TIME_FACTOR, now() - begun);
+	/* And it is read itself: through the mount nothing of it is opened below. */
+	ASSERT_EQ(reader, waitpid(reader, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_GT(5 * TIME_FACTOR, now() - begun);
+	kill(holder, SIGKILL);
+	waitpid(holder, NULL, 0);
+	close(ready[0]);
+	close(ready[1]);
+	unlink(low("leased"));
+	unlink(low("free"));
+}
+
 TEST_HARNESS_MAIN

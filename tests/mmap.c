@@ -447,6 +447,41 @@ TEST(memory_that_fails)
 }
 
 /*
+ * It fails by itself, and whoever touches it is killed: it is read anew for the
+ * first who wants it, and those who have it mapped get the new page.
+ */
+TEST(memory_that_fails_by_itself)
+{
+	const char *offline = "/sys/devices/system/memory/hard_offline_page";
+	const size_t size = 8 * PAGE;
+	uint64_t frame;
+	char *map;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	if (access(offline, W_OK))
+		SKIP(return, "this kernel does not let memory fail");
+	make_file(low("a"), size, 1);
+	make_clone(low("a"), low("b"));
+	drop_caches("3");
+	EXPECT_EQ(-1, check_file(up("b"), size, 1));
+	map = map_file(up("a"), size, PROT_READ, MAP_SHARED);
+	frame = frame_of(map + 2 * PAGE);
+	ASSERT_NE(0, frame);
+	/* (It says that it could not get hold of the page, whose memory has failed all the same.) */
+	write_text(offline, path_of("%#lx", frame * PAGE));
+	EXPECT_EQ(-1, check_file(up("b"), size, 1));
+	EXPECT_EQ(-1, check_file(up("b"), size, 1));
+	EXPECT_NE(frame, frame_of(map + 2 * PAGE));
+	EXPECT_EQ(-1, mismatch(map, size, 1, 0));
+	EXPECT_EQ(frame_of(map + 3 * PAGE) != 0, 1);
+	munmap(map, size);
+	map = map_file(up("b"), size, PROT_READ, MAP_PRIVATE);
+	EXPECT_EQ(-1, mismatch(map, size, 1, 0));
+	munmap(map, size);
+}
+
+/*
  * A mapping is used from its beginning to its end, of which the pool can have
  * the last part only: who has learned of much that it has not goes on asking.
  */

@@ -343,4 +343,62 @@ TEST_F(clones, a_foreign_change_of_a_file_without_names)
 	close(foreign);
 }
 
+/* That one domain has changed a file keeps no other from knowing its own changes. */
+TEST_F(clones, each_domain_knows_its_own_changes)
+{
+	char at[] = "mnt.XXXXXX", other[PATH_MAX], *dir;
+	long carried, stale;
+	int fd;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	ASSERT_NE(NULL, mkdtemp(at));
+	ASSERT_EQ(0, mount_on(lower_dir, at, "domain=second"));
+	snprintf(other, sizeof(other), "%s/a", at);
+	dir = strdup(path_of("%s:second", getenv("DEDUPFS_POOL")));
+	/* The first one changes it, and goes on to have it open. */
+	fd = open(up("a"), O_RDONLY);
+	EXPECT_EQ(0, chmod(up("a"), 0640));
+	EXPECT_EQ(-1, check_file(up("a"), SIZE, 1));
+	/* Now it is the other's. */
+	EXPECT_EQ(-1, check_file(other, SIZE, 1));
+	carried = pool_in(dir, "carried");
+	stale = pool_in(dir, "stale");
+	EXPECT_EQ(0, chmod(other, 0644));
+	EXPECT_EQ(-1, check_file(other, SIZE, 1));
+	EXPECT_LT(carried, pool_in(dir, "carried"));
+	EXPECT_EQ(stale, pool_in(dir, "stale"));
+	/* And the first one's changes are foreign to it, seen at once. */
+	store_page(up("a"), O_WRONLY, self->page);
+	EXPECT_TRUE(read_is_changed(other, self->page));
+	EXPECT_TRUE(read_is_changed(up("a"), self->page));
+	EXPECT_EQ(-1, check_file(up("b"), SIZE, 1));
+	close(fd);
+	EXPECT_EQ(0, umount2(at, 0));
+	rmdir(at);
+	free(dir);
+}
+
+/*
+ * A file of one long extent, of which FIEMAP makes many because others do not
+ * share all of it any more: a write to it costs one page, and not the file.
+ */
+TEST_F(clones, a_write_to_what_is_shared_in_places)
+{
+	long disk;
+	int i;
+
+	if (!have_pool || btrfs)
+		SKIP(return, "of pools on XFS");
+	for (i = 0; i < 100; i++)
+		store_page(low("b"), O_WRONLY, 2 * i + 1);
+	sync();
+	EXPECT_EQ(-1, check_file(up("a"), SIZE, 1));
+	disk = disk_read_bytes();
+	store_page(up("a"), O_WRONLY, 250);
+	EXPECT_TRUE(read_is_changed(up("a"), 250));
+	hash_read(up("a"), 64 * KiB);
+	EXPECT_GE(64 * (long)KiB, disk_read_bytes() - disk);
+}
+
 TEST_HARNESS_MAIN

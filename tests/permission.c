@@ -217,4 +217,57 @@ TEST(changed_below)
 	EXPECT_EQ(0, chmod(low("."), 0755));
 }
 
+static char full_dir[PATH_MAX];
+
+/*
+ * Names are stored to memory of the caller's: what that costs on its filesystem
+ * is his, and not the mounter's, who might have more.
+ */
+static void names_into_a_full_filesystem(void)
+{
+	int dir, fd, i;
+	char *p;
+
+	DO(mkdir("names", 0755));
+	for (i = 0; i < 200; i++)
+		close(open(path_of("names/a_name_that_takes_a_lot_of_space_%d", i),
+			   O_CREAT | O_WRONLY, 0644));
+	chmod(".", 0755);
+	nobody();
+	fd = DO(open(path_of("%s/hole-%d", full_dir, dut), O_RDWR | O_CREAT, 0644));
+	DO(ftruncate(fd, 64 * PAGE));
+	p = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	dir = DO(open("names", O_RDONLY | O_DIRECTORY));
+	VAL(syscall(SYS_getdents64, dir, p, 64 * PAGE));
+}
+
+TEST(who_pays_for_names)
+{
+	char *img = strdup(low("ext4")), *buf = calloc(1, 64 * KiB);
+	char cwd[PATH_MAX - 16];
+	int fd, status;
+
+	ASSERT_NE(NULL, getcwd(cwd, sizeof(cwd)));
+	snprintf(full_dir, sizeof(full_dir), "%s/full.XXXXXX", cwd);
+	ASSERT_NE(NULL, mkdtemp(full_dir));
+	ASSERT_EQ(0, shell("modprobe -aq loop ext4; truncate -s 32M %s && mkfs.ext4 -q -m 50 %s && mount -o loop %s %s && chmod 777 %s",
+			   img, img, img, full_dir, full_dir));
+	/* A half of it is root's: the user takes what is left. */
+	if (!fork()) {
+		nobody();
+		fd = open(path_of("%s/filler", full_dir), O_RDWR | O_CREAT, 0644);
+		while (write(fd, buf, 64 * KiB) > 0 || write(fd, buf, PAGE) > 0)
+			;
+		_exit(errno == ENOSPC && !fsync(fd) ? 0 : 1);
+	}
+	wait(&status);
+	ASSERT_EQ(0, status);
+	SAME(names_into_a_full_filesystem);
+	EXPECT_EQ(0, umount(full_dir));
+	rmdir(full_dir);
+	unlink(img);
+	free(img);
+	free(buf);
+}
+
 TEST_HARNESS_MAIN

@@ -158,4 +158,44 @@ TEST_F(limited, the_last_mount_that_names_one_decides)
 	rmdir(other);
 }
 
+/* What a limit is too small for is still read once only. */
+TEST_F(limited, a_limit_below_one_window)
+{
+	char *buf = malloc(128 * KiB);
+	int fd = open(in("a"), O_RDONLY);
+	long before;
+	size_t off;
+
+	ASSERT_EQ(0, mount(NULL, at, NULL, MS_REMOUNT, "pool_limit=64k"));
+	EXPECT_LT(0, pool_in(pool_dir, "limit"));
+	before = disk_read_bytes();
+	for (off = 0; off < SIZE; off += 128 * KiB) {
+		ASSERT_EQ(128 * KiB, pread(fd, buf, 128 * KiB, off));
+		EXPECT_EQ(0, memcmp(buf, self->want + off, 128 * KiB));
+	}
+	EXPECT_GE((long)SIZE * 5 / 4, disk_read_bytes() - before);
+	close(fd);
+	free(buf);
+}
+
+/* Each way to say it; the last one stays. */
+TEST_F(limited, by_any_unit)
+{
+	static const struct {
+		const char *text;
+		unsigned long bytes;
+	} sizes[] = {
+		{ "67108864", 64 * MiB }, { "65536k", 64 * MiB }, { "64M", 64 * MiB },
+		{ "2g", 2048 * MiB }, { "1T", 1024 * 1024 * MiB }, { "0", 0 }, { "3m", 3 * MiB },
+	};
+	unsigned int i;
+
+	for (i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+		ASSERT_EQ(0, mount(NULL, at, NULL, MS_REMOUNT,
+				   path_of("pool_limit=%s", sizes[i].text))) TH_LOG("%s", sizes[i].text);
+		EXPECT_EQ(sizes[i].bytes / PAGE, (unsigned long)pool_in(pool_dir, "limit"))
+			TH_LOG("%s", sizes[i].text);
+	}
+}
+
 TEST_HARNESS_MAIN

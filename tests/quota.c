@@ -695,4 +695,41 @@ TEST_F(limited, projects)
 	SAME(projects_and_usage);
 }
 
+/*
+ * btrfs zeroes the end of the new last page, in memory, before it asks for the
+ * space that a truncation takes; where that is refused, the page stays so, and
+ * the block is what it was.  That is the file's own trouble, and no clone's.
+ */
+static void truncate_in_vain(void)
+{
+	static char page[PAGE];
+	int i, ro;
+
+	start();
+	area("t");
+	if (clone_file(dn("src"), dn("t/f")) || chown(dn("t/f"), NOBODY, NOBODY))
+		die("clone");
+	allow("t", (size_t)-MiB, 0);
+	restart();
+	for (i = 0; i < 2; i++) {
+		ro = open(dn("t/f"), O_RDONLY);
+		DO(pread(ro, page, PAGE, 2 * PAGE));
+		close(ro);
+		QUIETLY_AS_NOBODY((results->err = truncate(i ? dn("t/f") : th("t/f"),
+							   2 * PAGE + 1000) ? errno : 0));
+		must(results->err == EDQUOT, "the truncation was not refused");
+		hash_read(th("t/f"), 64 * KiB);
+		say("%ld %ld", check_file(th("src"), SIZE, 1), check_file(dn("src"), SIZE, 1));
+		drop_caches("3");
+	}
+	stop();
+}
+
+TEST(truncation_that_is_refused)
+{
+	if (!btrfs)
+		SKIP(return, "of btrfs");
+	SAME(truncate_in_vain);
+}
+
 TEST_HARNESS_MAIN

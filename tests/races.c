@@ -528,6 +528,57 @@ TEST(set_id_removed_while_it_is_executed)
 	unlink(low("id"));
 }
 
+/*
+ * An overlayfs takes the mode of a program when it meets it, and not again: who
+ * has it locked for a moment just then does not make it one without set-id.
+ */
+TEST(set_id_met_while_it_is_locked)
+{
+	char ovl[] = "ovl.XXXXXX", page[PAGE] = "", text[32] = "";
+	pid_t waiter, first, user;
+	char *opt;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	chmod(lower_dir, 0755);
+	ASSERT_EQ(0, shell("cd %s && mkdir l u w && cp /usr/bin/id l && chmod 4755 l/id", lower_dir));
+	ASSERT_NE(NULL, mkdtemp(ovl));
+	chmod(ovl, 0755);
+	drop_caches("3");
+	if (asprintf(&opt, "lowerdir=%s,upperdir=%s,workdir=%s", up("l"), low("u"), low("w")) < 0)
+		die("asprintf");
+	ASSERT_EQ(0, mount("overlay", ovl, "overlay", 0, opt));
+	locked = "l/id";
+	ASSERT_TRUE(begin_and_stop("locker", fiemap_and_wait, 0)) TH_LOG("no userfaultfd");
+	waiter = fork();
+	if (!waiter)
+		_exit(chmod(low("%s", locked), 04755));
+	usleep(300000);
+	first = fork();
+	if (!first)
+		_exit(access(path_of("%s/id", ovl), F_OK));
+	usleep(150000);
+	ASSERT_TRUE(let_it_go_on(page));
+	EXPECT_EQ(0, slow_end());
+	EXPECT_TRUE(ended_well(waiter));
+	EXPECT_TRUE(ended_well(first));
+
+	ASSERT_EQ(0, pipe(program_output));
+	user = fork();
+	if (!user) {
+		dup2(program_output[1], 1);
+		if (!setresgid(65534, 65534, 65534) && !setresuid(65534, 65534, 65534))
+			execl(path_of("%s/id", ovl), "id", "-u", NULL);
+		_exit(4);
+	}
+	EXPECT_TRUE(ended_well(user));
+	EXPECT_LT(0, read(program_output[0], text, sizeof(text) - 1));
+	EXPECT_STREQ("0\n", text);
+	EXPECT_EQ(0, umount(ovl));
+	rmdir(ovl);
+	free(opt);
+}
+
 /* --- a block that was freed and used again ----------------------------------- */
 
 #define VICTIM	100			/* the page that is looked at */

@@ -206,4 +206,30 @@ TEST_F(own_pool, are_of_one_domain)
 	EXPECT_EQ(0, moved("saved_bytes"));
 }
 
+/* What a private store copies is used, as what is read is. */
+TEST(hits_of_private_stores)
+{
+	const unsigned int nr = 64;
+	unsigned int i;
+	long hits;
+	char *p;
+
+	if (!have_pool)
+		SKIP(return, "no dedupfs to test");
+	make_file(low("a"), nr * PAGE, 1);
+	make_clone(low("a"), low("b"));
+	drop_caches("3");
+	EXPECT_EQ(-1, check_file(up("a"), nr * PAGE, 1));
+	EXPECT_EQ(-1, check_file(up("b"), nr * PAGE, 1));
+	hits = pool("hits");
+	p = map_file(up("b"), nr * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	ASSERT_NE(MAP_FAILED, p);
+	for (i = 0; i < nr; i++)
+		p[i * PAGE] = 1;
+	EXPECT_EQ(nr, pool("hits") - hits);
+	munmap(p, nr * PAGE);
+	unlink(low("a"));
+	unlink(low("b"));
+}
+
 TEST_HARNESS_MAIN

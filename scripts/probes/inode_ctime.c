@@ -4,6 +4,5 @@
 
 struct timespec64 probe(struct inode *inode)
 {
-	inode_set_ctime_current(inode);
 	return inode_set_ctime_to_ts(inode, inode_get_ctime(inode));
 }
