@@ -1293,7 +1293,11 @@ static void readonly_ops(void)
 	fd = DO(open("snap/f0", O_RDWR));
 	p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	try_changes("snap", fd, p);
-	/* And not again, with a descriptor and a mapping that can write. */
+	/*
+	 * And not again, with a descriptor and a mapping that can write.  (What is
+	 * dirty can be stored to until it is written back, which comes by itself.)
+	 */
+	DO(fsync(fd));
 	DO(set_readonly(mine("snap"), true));
 	try_changes("snap", fd, p);
 	munmap(p, SIZE);
