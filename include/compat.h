@@ -211,8 +211,10 @@ static inline int vfs_set_acl(struct mnt_idmap *idmap, struct dentry *dentry,
 #define copy_splice_read	generic_file_splice_read
 #define filemap_splice_read	generic_file_splice_read
 #define DEDUPFS_SPLICE_CALLS_READ_ITER	true
+#define dedupfs_iter_is_pipe	iov_iter_is_pipe
 #else
 #define DEDUPFS_SPLICE_CALLS_READ_ITER	false
+#define dedupfs_iter_is_pipe(iter)	false
 #endif
 
 /* 6.5: a new name. */

@@ -75,7 +75,8 @@
  *
  *   Apart from these: a lower d_lock is taken inside the upper dentry's; and
  *   owner and mode of a file are copied under its upper i_rwsem and, inside,
- *   the lower one (shared), both by trylock, whatever else is held (inode.c);
+ *   the lower one (shared), both by trylock, whatever else is held (inode.c; for
+ *   half a second, with neither held, where a set-id program is looked up);
  *   a fill looks by trylock for a writer of the lower file before it claims.
  *   Nothing is taken inside dedupfs_sb.lock or a file's f_lock.
  *
@@ -532,6 +533,7 @@ struct inode *dedupfs_iget(struct super_block *sb, struct inode *lower);
 u64 dedupfs_lower_ino(struct inode *lower);
 bool dedupfs_attr_differs(const struct inode *inode);
 void dedupfs_copy_attr(struct inode *inode);
+void dedupfs_copy_attr_patiently(struct inode *inode);
 void dedupfs_copy_attr_locked(struct inode *inode);
 int dedupfs_permission(struct mnt_idmap *idmap, struct inode *inode, int mask);
 int dedupfs_getattr(struct mnt_idmap *idmap, const struct path *path,

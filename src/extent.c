@@ -252,8 +252,11 @@ static void extent_insert(struct dedupfs_map *map, struct dedupfs_extent *ext)
 		else
 			link = &parent->rb_right;
 	}
-	/* What a reader finds is whole (RCU); whether it is right, map->seq says. */
-	rb_link_node_rcu(&ext->file_node, parent, link);
+	/*
+	 * What a reader finds is whole: write_seqcount_begin() was after it was
+	 * made.  Whether it is right, map->seq says.
+	 */
+	rb_link_node(&ext->file_node, parent, link);
 	rb_insert_color(&ext->file_node, &map->extents);
 	WRITE_ONCE(map->nr_extents, map->nr_extents + 1);
 }

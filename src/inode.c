@@ -147,7 +147,7 @@ struct inode *dedupfs_iget(struct super_block *sb, struct inode *lower)
 		init_inode(inode);
 		unlock_new_inode(inode);
 	} else {
-		copy_attr(inode, false, true);
+		dedupfs_copy_attr_patiently(inode);
 	}
 	return inode;
 }
@@ -202,25 +202,30 @@ static void set_owner(struct inode *inode, const struct inode *lower, umode_t wi
 	inode->i_gid = lower->i_gid;
 }
 
-/* How long the inode of a set-id program is waited for. */
+/* How long a set-id program that is looked up is waited for, with no lock held. */
 #define SET_ID_WAIT	max(1, HZ / 2)
 
 /*
- * By trylock; but an overlayfs above takes the mode of an inode when it meets
- * it, and not again: one that is looked up, and has set-id bits, is worth some
- * patience.
+ * Both by trylock; but an overlayfs above takes the mode of an inode when it
+ * meets it, and not again: one that is looked up, and has set-id bits, is worth
+ * some patience.
  */
-static bool lock_to_copy(struct inode *lower, bool patient)
+static bool lock_to_copy(struct inode *inode, struct inode *lower, bool locked, bool patient)
 {
 	unsigned long end = jiffies + SET_ID_WAIT;
 
 	patient = patient && (lower->i_mode & (S_ISUID | S_ISGID));
-	while (!inode_trylock_shared(lower)) {
+	for (;;) {
+		if (locked || inode_trylock(inode)) {
+			if (inode_trylock_shared(lower))
+				return true;
+			if (!locked)
+				inode_unlock(inode);
+		}
 		if (!patient || time_after(jiffies, end) || fatal_signal_pending(current))
 			return false;
 		schedule_timeout_killable(1);
 	}
-	return true;
 }
 
 /*
@@ -233,18 +238,20 @@ static bool lock_to_copy(struct inode *lower, bool patient)
  */
 static void copy_owner(struct inode *inode, struct inode *lower, bool locked, bool patient)
 {
-	bool file = S_ISREG(lower->i_mode), whole;
-
-	if (file && !locked && !inode_trylock(inode)) {
-		strip_set_id(inode);
-		return;
-	}
-	whole = !file || lock_to_copy(lower, patient);
-	set_owner(inode, lower, whole ? 0 : S_ISUID | S_ISGID);
-	if (file && whole)
+	if (!S_ISREG(lower->i_mode)) {
+		set_owner(inode, lower, 0);
+	} else if (lock_to_copy(inode, lower, locked, patient)) {
+		set_owner(inode, lower, 0);
 		inode_unlock_shared(lower);
-	if (file && !locked)
-		inode_unlock(inode);
+		if (!locked)
+			inode_unlock(inode);
+	} else if (locked || inode_trylock(inode)) {
+		set_owner(inode, lower, S_ISUID | S_ISGID);
+		if (!locked)
+			inode_unlock(inode);
+	} else {
+		strip_set_id(inode);
+	}
 }
 
 static void copy_attr(struct inode *inode, bool locked, bool patient)
@@ -279,6 +286,18 @@ static void copy_attr(struct inode *inode, bool locked, bool patient)
 void dedupfs_copy_attr(struct inode *inode)
 {
 	copy_attr(inode, false, false);
+}
+
+/**
+ * dedupfs_copy_attr_patiently - the same for who has looked it up by name
+ * @inode: upper inode
+ *
+ * Context: may sleep: owner and mode of a set-id program are waited for, for
+ * half a second at most.
+ */
+void dedupfs_copy_attr_patiently(struct inode *inode)
+{
+	copy_attr(inode, false, true);
 }
 
 /**

@@ -174,7 +174,7 @@ static int dedupfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 		return valid;
 	if (flags & LOOKUP_RCU)
 		return -ECHILD;
-	dedupfs_copy_attr(inode);
+	dedupfs_copy_attr_patiently(inode);
 	return valid;
 }
 

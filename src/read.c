@@ -356,6 +356,12 @@ ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter)
 		return dedupfs_direct_read(iocb, iter);
 	if (dedupfs_is_plain(di))
 		return read_cached(iocb, iter);
+	/* A pool page can be two of the file's; and nfsd takes pages for what they are. */
+	if (dedupfs_iter_is_pipe(iter) && (current->flags & PF_KTHREAD)) {
+		ret = read_cached(iocb, iter);
+		dedupfs_look_for_changes(di);
+		return ret;
+	}
 
 	/* First: an access time moves the counter, and a baseline comes after. */
 	file_accessed(file);
@@ -376,13 +382,14 @@ ssize_t dedupfs_read_iter(struct kiocb *iocb, struct iov_iter *iter)
  * nfsd sends the pages that it is given, and takes what a second splice brings
  * for more of the last one only if that is the same page.  No copy is: a kernel
  * thread gets a page that can go on, at the end of the file, or that it has
- * begun to read in the middle, from the lower page cache.
+ * begun to read in the middle, from the lower page cache.  (Before 6.5 all: see
+ * dedupfs_read_iter().)
  */
 static bool page_can_go_on(struct inode *inode, loff_t pos, size_t *len)
 {
 	loff_t whole = round_down(i_size_read(dedupfs_lower(inode)), PAGE_SIZE);
 
-	if (!(current->flags & PF_KTHREAD))
+	if (!(current->flags & PF_KTHREAD) || DEDUPFS_SPLICE_CALLS_READ_ITER)
 		return false;
 	if (offset_in_page(pos) || pos >= whole) {
 		*len = min_t(size_t, *len, PAGE_SIZE - offset_in_page(pos));
@@ -390,23 +397,6 @@ static bool page_can_go_on(struct inode *inode, loff_t pos, size_t *len)
 	}
 	*len = min_t(loff_t, *len, whole - pos);
 	return false;
-}
-
-static ssize_t splice_lower(struct file *in, loff_t *ppos, struct pipe_inode_info *pipe,
-			    size_t len, unsigned int flags)
-{
-	struct file *lower = dedupfs_lower_file(in);
-	ssize_t ret;
-
-	if (IS_ERR(lower))
-		return PTR_ERR(lower);
-	if (!lower->f_op->splice_read)
-		return -EINVAL;
-	file_accessed(in);
-	ret = lower->f_op->splice_read(lower, ppos, pipe, len, flags);
-	/* Who has read what is new finds nothing old in a mapping. */
-	dedupfs_look_for_changes(DEDUPFS_I(file_inode(in)));
-	return ret;
 }
 
 /* ->splice_read, for sendfile(2) and splice(2). */
@@ -417,19 +407,19 @@ ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_inf
 	bool lock = dedupfs_pool(&di->vfs_inode)->reads_locked && !DEDUPFS_SPLICE_CALLS_READ_ITER;
 	ssize_t ret;
 
-	if ((in->f_flags & O_DIRECT) || IS_DAX(di->lower))
+	if ((in->f_flags & O_DIRECT) || IS_DAX(di->lower) ||
+	    (!dedupfs_is_plain(di) && !page_can_go_on(&di->vfs_inode, *ppos, &len)))
 		return copy_splice_read(in, ppos, pipe, len, flags);
-	if (page_can_go_on(&di->vfs_inode, *ppos, &len))
-		return splice_lower(in, ppos, pipe, len, flags);
-	if (!dedupfs_is_plain(di))
-		return copy_splice_read(in, ppos, pipe, len, flags);
-	if (!lock)
-		return filemap_splice_read(in, ppos, pipe, len, flags);
-	ret = lock_for_read(di->lower, false);
-	if (ret)
-		return ret;
+	if (lock) {
+		ret = lock_for_read(di->lower, false);
+		if (ret)
+			return ret;
+	}
 	ret = filemap_splice_read(in, ppos, pipe, len, flags);
-	inode_unlock_shared(di->lower);
+	if (lock)
+		inode_unlock_shared(di->lower);
+	/* Who has read what is new finds nothing old in a mapping. */
+	dedupfs_look_for_changes(di);
 	return ret;
 }
 
@@ -439,6 +429,7 @@ ssize_t dedupfs_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_inf
  */
 static void willneed(struct inode *inode, loff_t offset, loff_t len)
 {
+	unsigned long limit;
 	loff_t size = i_size_read(dedupfs_lower(inode));
 	pgoff_t index = offset >> PAGE_SHIFT, end;
 
@@ -448,6 +439,9 @@ static void willneed(struct inode *inode, loff_t offset, loff_t len)
 		len = size - offset;
 	end = DIV_ROUND_UP(offset + len, PAGE_SIZE);
 	end = min_t(pgoff_t, end, index + nr_free_buffer_pages() / 4);
+	limit = READ_ONCE(dedupfs_pool(inode)->limit);
+	if (limit)
+		end = min_t(pgoff_t, end, index + limit / 2);
 	for (; index < end; index += DEDUPFS_FILL_MAX)
 		if (!dedupfs_populate_async(inode, index,
 					    min_t(pgoff_t, end - index, DEDUPFS_FILL_MAX), NULL,
