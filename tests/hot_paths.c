@@ -10,7 +10,7 @@
 #define SIZE	(8 * MiB)
 #define FILES	400
 /* What the kernel's own counters may be off by: they are kept by processor. */
-#define SLACK	64
+#define SLACK	150
 
 static long open_files(void)
 {
@@ -139,7 +139,7 @@ TEST_F(clones, a_fault_maps_its_neighbours)
 /* The wall between two windows is not waited at. */
 TEST_F(clones, the_next_window_is_on_its_way)
 {
-	const size_t len = MiB;
+	const size_t len = 96 * PAGE;	/* where a window ends */
 	long below, above;
 
 	hash_read(low("b"), PAGE);
@@ -149,7 +149,7 @@ TEST_F(clones, the_next_window_is_on_its_way)
 	above = read_ahead(up("b"), len);
 	TH_LOG("%ld KiB read ahead below, %ld KiB through the mount", below / 1024, above / 1024);
 	ASSERT_LT(0, below);
-	EXPECT_LT(0, above);
+	EXPECT_LE(64 * (long)KiB, above);
 }
 
 TEST_F(clones, the_kernel_counts_it_as_reclaimable)
@@ -157,6 +157,11 @@ TEST_F(clones, the_kernel_counts_it_as_reclaimable)
 	long reclaimable, available, pages, fill = 64 * PAGE;
 
 	drop_caches("3");
+	/* What was freed by then is given back a little later. */
+	do {
+		reclaimable = meminfo("KReclaimable");
+		usleep(200000);
+	} while (labs(meminfo("KReclaimable") - reclaimable) > fill / 8);
 	pages = pool("pages");
 	reclaimable = meminfo("KReclaimable");
 	available = meminfo("MemAvailable");

@@ -141,7 +141,7 @@ FIXTURE_SETUP(nfs)
 		SKIP(return, "DEDUPFS_SPARE is not set");
 	if (shell("modprobe -q nfsd && modprobe -q nfs && modprobe -q nfsv4"))
 		SKIP(return, "this kernel has no NFS");
-	if (shell("mkdir -p /var/lib/nfs/v4recovery && modprobe dm_mod && ip link set lo up && "
+	if (shell("mkdir -p /var/lib/nfs/v4recovery && modprobe dm_mod && "
 		  "{ mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd; }"))
 		die("nfsd");
 }
@@ -215,6 +215,39 @@ static void life(void)
 TEST_F(nfs, clients_see_the_same)
 {
 	SAME(life);
+}
+
+/* The server sends pages: two of a file can be one of the pool. */
+static void the_same_block_in_a_row(void)
+{
+	struct file_clone_range r = { .src_length = PAGE };
+	int fd, i;
+
+	start(EXPORT_NO_SUBTREE);
+	make_file(th("row"), 40 * PAGE + 100, 5);
+	fd = r.src_fd = open(th("row"), O_RDWR);
+	for (i = 1; i < 4; i++) {
+		r.dest_offset = i * PAGE;
+		DO(ioctl(fd, FICLONERANGE, &r));
+		r.dest_offset = (20 + i) * PAGE;
+		DO(ioctl(fd, FICLONERANGE, &r));
+	}
+	DO(fsync(fd));
+	drop_caches("3");
+	say_file(th("row"));
+	say_file(nfs("row"));
+	/* What is added at the end, where a page was sent in part. */
+	for (i = 0; i < 3; i++) {
+		DO(pwrite(fd, "more of it", 10, 40 * PAGE + 100 + 10 * i));
+		say_file(nfs("row"));
+	}
+	close(fd);
+	stop();
+}
+
+TEST_F(nfs, the_same_page_twice)
+{
+	SAME(the_same_block_in_a_row);
 }
 
 /* Where each handle is looked at from its parent, as well. */

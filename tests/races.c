@@ -536,7 +536,9 @@ TEST(set_id_met_while_it_is_locked)
 {
 	char ovl[] = "ovl.XXXXXX", page[PAGE] = "", text[32] = "";
 	pid_t waiter, first, user;
+	double begun, took;
 	char *opt;
+	int tries;
 
 	if (!have_pool)
 		SKIP(return, "no dedupfs to test");
@@ -544,26 +546,31 @@ TEST(set_id_met_while_it_is_locked)
 	ASSERT_EQ(0, shell("cd %s && mkdir l u w && cp /usr/bin/id l && chmod 4755 l/id", lower_dir));
 	ASSERT_NE(NULL, mkdtemp(ovl));
 	chmod(ovl, 0755);
-	drop_caches("3");
 	if (asprintf(&opt, "lowerdir=%s,upperdir=%s,workdir=%s", up("l"), low("u"), low("w")) < 0)
 		die("asprintf");
-	ASSERT_EQ(0, mount("overlay", ovl, "overlay", 0, opt));
 	locked = "l/id";
-	ASSERT_TRUE(begin_and_stop("locker", fiemap_and_wait, 0)) TH_LOG("no userfaultfd");
-	waiter = fork();
-	if (!waiter)
-		_exit(chmod(low("%s", locked), 04755));
-	usleep(300000);
-	first = fork();
-	if (!first)
-		_exit(access(path_of("%s/id", ovl), F_OK));
-	usleep(150000);
-	ASSERT_TRUE(let_it_go_on(page));
-	EXPECT_EQ(0, slow_end());
-	EXPECT_TRUE(ended_well(waiter));
-	EXPECT_TRUE(ended_well(first));
-
-	ASSERT_EQ(0, pipe(program_output));
+	/* It is waited for, for half a second: a machine that is slower proves nothing. */
+	for (tries = 0, took = 1; tries < 10 && took > 0.4; tries++) {
+		umount2(ovl, MNT_DETACH);
+		drop_caches("3");
+		ASSERT_EQ(0, mount("overlay", ovl, "overlay", 0, opt));
+		ASSERT_TRUE(begin_and_stop("locker", fiemap_and_wait, 0)) TH_LOG("no userfaultfd");
+		waiter = fork();
+		if (!waiter)
+			_exit(chmod(low("%s", locked), 04755));
+		usleep(300000);
+		begun = now();
+		first = fork();
+		if (!first)
+			_exit(access(path_of("%s/id", ovl), F_OK));
+		usleep(150000);
+		EXPECT_TRUE(let_it_go_on(page));
+		EXPECT_EQ(0, slow_end());
+		EXPECT_TRUE(ended_well(waiter));
+		took = now() - begun;
+		EXPECT_TRUE(ended_well(first));
+	}
+	EXPECT_EQ(0, pipe(program_output));
 	user = fork();
 	if (!user) {
 		dup2(program_output[1], 1);
@@ -572,11 +579,15 @@ TEST(set_id_met_while_it_is_locked)
 		_exit(4);
 	}
 	EXPECT_TRUE(ended_well(user));
-	EXPECT_LT(0, read(program_output[0], text, sizeof(text) - 1));
-	EXPECT_STREQ("0\n", text);
+	close(program_output[1]);
+	read(program_output[0], text, sizeof(text) - 1);
+	close(program_output[0]);
 	EXPECT_EQ(0, umount(ovl));
 	rmdir(ovl);
 	free(opt);
+	if (took > 0.4 && !_metadata->exit_code)
+		SKIP(return, "too slow");
+	EXPECT_STREQ("0\n", text);
 }
 
 /* --- a block that was freed and used again ----------------------------------- */
