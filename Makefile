@@ -79,9 +79,13 @@ dkms_src = $(DKMS_ROOT)/usr/src/dedupfs-$(version)
 dkms = env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS dkms
 dkms += $(if $(DKMS_ROOT),--dkmstree $(DKMS_ROOT)/var/lib/dkms --sourcetree $(DKMS_ROOT)/usr/src \
 	--installtree $(DKMS_ROOT)/lib/modules)
-other_kernels = $(if $(asked)$(DKMS_ROOT),,$(filter-out $(KVER),$(foreach k,$(notdir $(wildcard /lib/modules/*)), \
+other_kernels = $(if $(DKMS_ROOT),,$(filter-out $(KVER),$(foreach k,$(notdir $(wildcard /lib/modules/*)), \
 	$(if $(wildcard /lib/modules/$(k)/build/Makefile),$(if $(wildcard /lib/modules/$(k)/kernel),$(k))))))
-dkms-install: running-headers
+# All that are there: this version may be another than what was installed.
+dkms_versions = $(patsubst dedupfs-%,%,$(notdir $(wildcard $(DKMS_ROOT)/usr/src/dedupfs-*)))
+
+# (That it builds is seen before anything is taken away.)
+dkms-install: running-headers modules
 	@command -v dkms >/dev/null || { echo "dedupfs: install dkms first" >&2; exit 1; }
 	$(if $(DKMS_ROOT),@mkdir -p $(DKMS_ROOT)/var/lib/dkms $(DKMS_ROOT)/lib/modules/$(KVER))
 	@$(dkms) remove dedupfs/$(version) --all >/dev/null 2>&1 || true
@@ -96,10 +100,13 @@ dkms-install: running-headers
 	$(dkms) install dedupfs/$(version) -k $(KVER) --force
 	@for k in $(other_kernels); do $(dkms) install dedupfs/$(version) -k $$k --force || \
 		echo "dedupfs: not built for $$k, an installed kernel" >&2; done
+	@for v in $(filter-out $(version),$(dkms_versions)); do $(dkms) remove dedupfs/$$v --all; \
+		rm -rf $(DKMS_ROOT)/usr/src/dedupfs-$$v; done
 
 dkms-remove:
-	$(dkms) remove dedupfs/$(version) --all
-	rm -rf $(dkms_src)
+	@test -n '$(dkms_versions)' || { echo "dedupfs: none is installed by DKMS" >&2; exit 1; }
+	for v in $(dkms_versions); do $(dkms) remove dedupfs/$$v --all; \
+		rm -rf $(DKMS_ROOT)/usr/src/dedupfs-$$v; done
 
 setup:
 	@scripts/setup
