@@ -84,6 +84,10 @@ other_kernels = $(if $(DKMS_ROOT),,$(filter-out $(KVER),$(foreach k,$(notdir $(w
 # All that are there: this version may be another than what was installed.
 dkms_versions = $(patsubst dedupfs-%,%,$(notdir $(wildcard $(DKMS_ROOT)/usr/src/dedupfs-*)))
 
+# $(1): versions that are taken away, with their sources.
+dkms_drop = for v in $(1); do $(dkms) remove dedupfs/$$v --all && \
+	rm -rf $(DKMS_ROOT)/usr/src/dedupfs-$$v || exit 1; done
+
 # (That it builds is seen before anything is taken away.)
 dkms-install: running-headers modules
 	@command -v dkms >/dev/null || { echo "dedupfs: install dkms first" >&2; exit 1; }
@@ -100,13 +104,12 @@ dkms-install: running-headers modules
 	$(dkms) install dedupfs/$(version) -k $(KVER) --force
 	@for k in $(other_kernels); do $(dkms) install dedupfs/$(version) -k $$k --force || \
 		echo "dedupfs: not built for $$k, an installed kernel" >&2; done
-	@for v in $(filter-out $(version),$(dkms_versions)); do $(dkms) remove dedupfs/$$v --all; \
-		rm -rf $(DKMS_ROOT)/usr/src/dedupfs-$$v; done
+	@($(call dkms_drop,$(filter-out $(version),$(dkms_versions)))) || \
+		echo "dedupfs: another version is still there: see dkms status" >&2
 
 dkms-remove:
 	@test -n '$(dkms_versions)' || { echo "dedupfs: none is installed by DKMS" >&2; exit 1; }
-	for v in $(dkms_versions); do $(dkms) remove dedupfs/$$v --all; \
-		rm -rf $(DKMS_ROOT)/usr/src/dedupfs-$$v; done
+	$(call dkms_drop,$(dkms_versions))
 
 setup:
 	@scripts/setup

@@ -78,34 +78,32 @@ int dedupfs_locked_too_long(struct dedupfs_map *map)
  * @r:		attached range of it
  * @flags:	FIEMAP_FLAG_*
  * @phys:	room for DEDUPFS_RESOLVE_EXTENTS
- * @whole:	false if there are more extents than that: nothing is said of the rest
  *
  * Context: may sleep; takes the lower i_rwsem (shared).
- * Return: pages from the beginning of @r on; -EAGAIN or -EINTR if it was not
- * asked, as of dedupfs_fiemap().
+ * Return: pages from the beginning of @r on, to the first that has another block,
+ * or of which nothing is said: there are more extents than there is room for.
+ * -EAGAIN or -EINTR if it was not asked, as of dedupfs_fiemap().
  */
 ssize_t dedupfs_still_maps(struct dedupfs_map *map, const struct dedupfs_range *r, u32 flags,
-			   struct dedupfs_phys *phys, bool *whole)
+			   struct dedupfs_phys *phys)
 {
 	const u32 never = FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_DATA_INLINE |
 			  FIEMAP_EXTENT_ENCODED | FIEMAP_EXTENT_UNWRITTEN |
 			  FIEMAP_EXTENT_UNKNOWN;
 	pgoff_t pos = r->index, end = r->index + r->nr;
 	const struct dedupfs_phys *p;
+	bool whole;
 	int n, i;
 
-	*whole = true;
 	n = dedupfs_fiemap(map->pool, map->lower, (u64)pos << PAGE_SHIFT,
-			   (u64)r->nr << PAGE_SHIFT, flags, phys, DEDUPFS_RESOLVE_EXTENTS, whole);
+			   (u64)r->nr << PAGE_SHIFT, flags, phys, DEDUPFS_RESOLVE_EXTENTS, &whole);
 	if (n == -EAGAIN || n == -EINTR)
 		return n;
 	for (i = 0; i < n && pos < end; i++) {
 		p = &phys[i];
 		if (p->logical > (u64)pos << PAGE_SHIFT || (p->flags & never) ||
-		    p->physical - p->logical != (r->block - r->index) << PAGE_SHIFT) {
-			*whole = true;
+		    p->physical - p->logical != (r->block - r->index) << PAGE_SHIFT)
 			break;
-		}
 		pos = (p->logical + p->length) >> PAGE_SHIFT;
 	}
 	return min(pos, end) - r->index;
@@ -291,7 +289,6 @@ static int carry_over(struct dedupfs_map *map, u64 counter)
 	pgoff_t pos = 0, clean;
 	ssize_t same;
 	u32 flags = 0;
-	bool whole;
 	int ok = 0;
 
 	phys = kvmalloc_array(DEDUPFS_RESOLVE_EXTENTS, sizeof(*phys), GFP_KERNEL);
@@ -306,17 +303,16 @@ static int carry_over(struct dedupfs_map *map, u64 counter)
 		/* What we made dirty was detached: this somebody did who raised no event. */
 		clean = dedupfs_clean_pages(map->lower, r.index, r.nr);
 		r.nr = clean ?: max(dedupfs_dirty_run(map->lower, r.index, r.nr), 1UL);
-		whole = true;
-		same = clean ? dedupfs_still_maps(map, &r, flags, phys, &whole) : 0;
+		same = clean ? dedupfs_still_maps(map, &r, flags, phys) : 0;
 		if (same < 0) {
 			ok = same;
 			goto out;
 		}
-		/* What it says nothing of comes next. */
-		if (!whole && same)
+		/* What comes after that is asked for next. */
+		if (same)
 			r.nr = same;
-		else if (same < r.nr)
-			dedupfs_detach(map, r.index + same, r.index + r.nr - 1);
+		else
+			dedupfs_detach(map, r.index, r.index + r.nr - 1);
 		/* It waits for write-back of all of the file: once is enough. */
 		if (clean)
 			flags = 0;

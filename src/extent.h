@@ -108,7 +108,7 @@ void dedupfs_zap_all(struct dedupfs_zap_list *list);
 /* baseline.c */
 int dedupfs_baseline(struct dedupfs_map *map);
 ssize_t dedupfs_still_maps(struct dedupfs_map *map, const struct dedupfs_range *r, u32 flags,
-			   struct dedupfs_phys *phys, bool *whole);
+			   struct dedupfs_phys *phys);
 pgoff_t dedupfs_clean_pages(struct inode *lower, pgoff_t index, pgoff_t nr);
 
 /* join.c */

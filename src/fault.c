@@ -304,7 +304,7 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 	pgoff_t page = vmf->pgoff, index = round_down(page, FAULT_AROUND);
 	struct dedupfs_inode *di = DEDUPFS_I(inode);
 	struct dedupfs_wait *wait;
-	unsigned int nr = DEDUPFS_FILL_MIN;
+	unsigned int nr = DEDUPFS_FILL_MIN, max = dedupfs_fill_max(dedupfs_pool(inode));
 	struct file *file;
 	bool elsewhere;
 	long left;
@@ -316,8 +316,8 @@ static vm_fault_t fill_for_fault(struct vm_fault *vmf, struct inode *inode)
 		nr = FAULT_AROUND;
 	else if (index == ra->start)
 		nr = clamp(ra->size * 2, DEDUPFS_FILL_MIN, DEDUPFS_FILL_MAX);
-	if (nr > dedupfs_fill_max(dedupfs_pool(inode))) {
-		nr = dedupfs_fill_max(dedupfs_pool(inode));
+	if (nr > max) {
+		nr = max;
 		index = page;
 	}
 	wait = dedupfs_wait_new();

@@ -374,7 +374,6 @@ static bool cache_may_be_wrong(const struct dedupfs_pool *pool, const struct ino
 static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_space *mapping,
 				  loff_t size)
 {
-	bool lock = fill->pool->reads_locked;
 	unsigned int i, valid;
 	struct folio *folio;
 	struct page *page;
@@ -387,7 +386,7 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 	 * folio; a dedupe of shared blocks does so without moving the counter.
 	 * i_rwsem keeps it out.
 	 */
-	if (lock && !inode_trylock_shared(mapping->host))
+	if (!inode_trylock_shared(mapping->host))
 		return;
 	for (i = 0; i < fill->nr && mapping->nrpages; i++) {
 		index = fill->index + i;
@@ -407,8 +406,7 @@ static void fill_from_lower_cache(struct dedupfs_fill *fill, struct address_spac
 		}
 		folio_put(folio);
 	}
-	if (lock)
-		inode_unlock_shared(mapping->host);
+	inode_unlock_shared(mapping->host);
 }
 
 /* Is the disk at the pages of the run? */

@@ -109,10 +109,7 @@ static void choose_witnesses(struct dedupfs_window *w, const struct dedupfs_rang
 /* Does the witness's file still map the blocks?  (Rule 6, on btrfs.) */
 static bool witness_holds(struct dedupfs_window *w, struct dedupfs_witness *x)
 {
-	bool whole;
-
-	return dedupfs_still_maps(x->map, &x->r, 0, w->phys, &whole) == x->r.nr &&
-	       witness_stands(x);
+	return dedupfs_still_maps(x->map, &x->r, 0, w->phys) == x->r.nr && witness_stands(x);
 }
 
 static void forget_witness(const struct dedupfs_witness *x)

@@ -486,7 +486,7 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 {
 	struct file *lower = dedupfs_lower_file(file);
 	struct inode *inode = file_inode(file);
-	loff_t start, last;
+	loff_t start;
 	long ret;
 
 	if (IS_ERR(lower))
@@ -497,8 +497,7 @@ long dedupfs_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 	inode_lock(inode);
 	start = dedupfs_change_offset(inode, offset);
 	/* Some modes move all that follows. */
-	last = LLONG_MAX;
-	dedupfs_change_begin(inode, start, last);
+	dedupfs_change_begin(inode, start, LLONG_MAX);
 	ret = vfs_fallocate(lower, mode, offset, len);
 	dedupfs_change_end(inode);
 	dedupfs_look_for_changes(DEDUPFS_I(inode));

@@ -298,6 +298,15 @@ static int shell(const char *fmt, ...)
 	return system(cmd);
 }
 
+/* A small filesystem of another kind, in a file. */
+__maybe_unused
+static int mount_new_image(const char *image, const char *size, const char *mkfs,
+			   const char *dir)
+{
+	return shell("modprobe -aq loop ext4 xfs; truncate -s %s %s && mkfs.%s %s && mount -o loop %s %s",
+		     size, image, mkfs, image, image, dir);
+}
+
 /* --- data ----------------------------------------------------------------- */
 
 static inline uint64_t mix(uint64_t x)

@@ -121,14 +121,12 @@ TEST_F(mounts, lower_directories_that_are_refused)
 	refused(_metadata, "/proc", self->at, NULL, EOPNOTSUPP, "proc");
 	/* Made small: mkfs would not, so sparse on the lower filesystem. */
 	img = strdup(low("ext4"));
-	ASSERT_EQ(0, shell("modprobe -aq loop ext4; truncate -s 32M %s && mkfs.ext4 -q %s && mount -o loop %s %s",
-			   img, img, img, ext4));
+	ASSERT_EQ(0, mount_new_image(img, "32M", "ext4 -q", ext4));
 	refused(_metadata, ext4, self->at, NULL, EOPNOTSUPP, "ext4");
 	umount(ext4);
 	unlink(img);
 	img = strdup(low("xfs"));
-	ASSERT_EQ(0, shell("modprobe -aq xfs; truncate -s 320M %s && mkfs.xfs -q -m reflink=0,bigtime=0 %s && mount -o loop %s %s",
-			   img, img, img, ext4));
+	ASSERT_EQ(0, mount_new_image(img, "320M", "xfs -q -m reflink=0,bigtime=0", ext4));
 	refused(_metadata, ext4, self->at, NULL, EOPNOTSUPP, "reflink");
 	umount(ext4);
 	unlink(img);

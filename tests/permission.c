@@ -251,8 +251,8 @@ TEST(who_pays_for_names)
 	ASSERT_NE(NULL, getcwd(cwd, sizeof(cwd)));
 	snprintf(full_dir, sizeof(full_dir), "%s/full.XXXXXX", cwd);
 	ASSERT_NE(NULL, mkdtemp(full_dir));
-	ASSERT_EQ(0, shell("modprobe -aq loop ext4; truncate -s 32M %s && mkfs.ext4 -q -m 50 %s && mount -o loop %s %s && chmod 777 %s",
-			   img, img, img, full_dir, full_dir));
+	ASSERT_EQ(0, mount_new_image(img, "32M", "ext4 -q -m 50", full_dir));
+	ASSERT_EQ(0, chmod(full_dir, 0777));
 	/* A half of it is root's: the user takes what is left. */
 	if (!fork()) {
 		nobody();

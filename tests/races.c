@@ -420,21 +420,38 @@ static int read_it(int arg)
 	return check_file(up("%s", used), SIZE, 1) != -1;
 }
 
+/* Its user has the file locked, and one waits to change it, whom unlock_it() wants. */
+static pid_t lock_it(struct __test_metadata *_metadata, mode_t mode)
+{
+	pid_t waiter;
+
+	ASSERT_TRUE(begin_and_stop("locker", fiemap_and_wait, 0)) TH_LOG("no userfaultfd");
+	waiter = fork();
+	if (!waiter)
+		_exit(chmod(low("%s", locked), mode));
+	usleep(300000);
+	return waiter;
+}
+
+static void unlock_it(struct __test_metadata *_metadata, pid_t waiter)
+{
+	char page[PAGE] = "";
+
+	ASSERT_TRUE(let_it_go_on(page));
+	EXPECT_EQ(0, slow_end());
+	EXPECT_TRUE(ended_well(waiter));
+}
+
 /*
  * One holds a lock for as long as he likes, and another waits for it, so that
  * nobody gets it any more: who uses a file meanwhile comes to an end.
  */
 static void use_while_locked(struct __test_metadata *_metadata, int (*use)(int))
 {
-	char page[PAGE] = "";
 	pid_t waiter, user;
 	double begun;
 
-	ASSERT_TRUE(begin_and_stop("locker", fiemap_and_wait, 0)) TH_LOG("no userfaultfd");
-	waiter = fork();
-	if (!waiter)
-		_exit(chmod(low("%s", locked), 0640));
-	usleep(300000);
+	waiter = lock_it(_metadata, 0640);
 	begun = now();
 	user = fork();
 	if (!user)
@@ -443,9 +460,7 @@ static void use_while_locked(struct __test_metadata *_metadata, int (*use)(int))
 		usleep(10000);
 	TH_LOG("%s: %.1f s", use == load_it ? "mapped" : "read", now() - begun);
 	EXPECT_GT(30 * TIME_FACTOR, now() - begun) TH_LOG("it waits for the lock");
-	ASSERT_TRUE(let_it_go_on(page));
-	EXPECT_EQ(0, slow_end());
-	EXPECT_TRUE(ended_well(waiter));
+	unlock_it(_metadata, waiter);
 	EXPECT_TRUE(ended_well(user));
 }
 
@@ -534,7 +549,7 @@ TEST(set_id_removed_while_it_is_executed)
  */
 TEST(set_id_met_while_it_is_locked)
 {
-	char ovl[] = "ovl.XXXXXX", page[PAGE] = "", text[32] = "";
+	char ovl[] = "ovl.XXXXXX", text[32] = "";
 	pid_t waiter, first, user;
 	double begun, took;
 	char *opt;
@@ -554,19 +569,13 @@ TEST(set_id_met_while_it_is_locked)
 		umount2(ovl, MNT_DETACH);
 		drop_caches("3");
 		ASSERT_EQ(0, mount("overlay", ovl, "overlay", 0, opt));
-		ASSERT_TRUE(begin_and_stop("locker", fiemap_and_wait, 0)) TH_LOG("no userfaultfd");
-		waiter = fork();
-		if (!waiter)
-			_exit(chmod(low("%s", locked), 04755));
-		usleep(300000);
+		waiter = lock_it(_metadata, 04755);
 		begun = now();
 		first = fork();
 		if (!first)
 			_exit(access(path_of("%s/id", ovl), F_OK));
 		usleep(150000);
-		EXPECT_TRUE(let_it_go_on(page));
-		EXPECT_EQ(0, slow_end());
-		EXPECT_TRUE(ended_well(waiter));
+		unlock_it(_metadata, waiter);
 		took = now() - begun;
 		EXPECT_TRUE(ended_well(first));
 	}
