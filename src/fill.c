@@ -468,7 +468,8 @@ static bool fill_abandon(struct dedupfs_fill *fill, struct inode *inode)
 }
 
 /*
- * Read @nr claimed pages at @i with one direct read; return bytes or -errno.
+ * Read @nr claimed pages at @i with one direct read; return bytes, or 0 if they
+ * may be those of the page cache below where that is not believed, or -errno.
  * -EINTR with @abandoned: the caller was killed, the read is on its way,
  * and @fill is not his any more.
  */
@@ -477,7 +478,9 @@ static ssize_t fill_run(struct dedupfs_fill *fill, struct inode *inode, struct f
 {
 	struct bio_vec *bv = fill->bvec;
 	struct iov_iter iter;
+	loff_t pos = (loff_t)(fill->index + i) << PAGE_SHIFT;
 	unsigned int k;
+	bool cached;
 	ssize_t got;
 
 	for (k = 0; k < nr; k++) {
@@ -495,10 +498,21 @@ static ssize_t fill_run(struct dedupfs_fill *fill, struct inode *inode, struct f
 	atomic_set(&fill->state, FILL_WAITED_FOR);
 	init_sync_kiocb(&fill->iocb, file);
 	fill->iocb.ki_complete = fill_run_done;
-	fill->iocb.ki_pos = (loff_t)(fill->index + i) << PAGE_SHIFT;
+	fill->iocb.ki_pos = pos;
+	cached = !fill->pool->cache_is_true &&
+		 filemap_range_has_page(file->f_mapping, pos,
+					pos + ((loff_t)nr << PAGE_SHIFT) - 1);
 	got = file->f_op->read_iter(&fill->iocb, &iter);
-	if (got != -EIOCBQUEUED)
-		return got;
+	if (got != -EIOCBQUEUED) {
+		/*
+		 * Not asynchronous: it may have become a buffered read, which
+		 * btrfs makes of it where an ordered extent (of a defragment,
+		 * say) is under way, and which takes a cached page as it is.
+		 * What was not cached before waits for the ordered extent, and
+		 * the second FIEMAP sees that.
+		 */
+		return cached && got > 0 ? 0 : got;
+	}
 	/* Not for a fill that may be throttled: its waiters would wait without a bound. */
 	if (!fill->limited) {
 		fill_run_mark(fill, FILL_ON_ITS_WAY);

@@ -13,17 +13,6 @@ FIXTURE(pair) {
 	long disk;
 };
 
-/* What was changed since the machine runs is read from disk: have it older. */
-static void move_clock(time_t seconds)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_REALTIME, &ts);
-	ts.tv_sec += seconds;
-	if (clock_settime(CLOCK_REALTIME, &ts))
-		die("clock_settime");
-}
-
 FIXTURE_SETUP(pair)
 {
 	self->want = malloc(SIZE);

@@ -2,6 +2,8 @@
 /*
  * Programs that people run, on files that share their blocks: what they print,
  * and the files that they leave, are as on the filesystem below.
+ *
+ * timeout: 240
  */
 #include "common.h"
 
@@ -34,13 +36,14 @@ static void run(const char *script)
 	long __hits = pool("hits");					\
 									\
 	SAME(ops);							\
-	EXPECT_LT(__hits + 100, pool("hits"));				\
+	EXPECT_LT(__hits + 20, pool("hits"));				\
 } while (0)
 
 /* Lists a tree, and says one number for all that is in it. */
 #define TREE								\
-	"tree() { (cd $1 && find . -printf '%y %m %s %p %l\\n' | grep -v '^d' | sort; "	\
-	"	cd $1 && find . -type f -print0 | sort -z | xargs -0 md5sum) | md5sum; }\n"	\
+	"set -o pipefail\n"						\
+	"tree() { (cd $1; find . ! -type d -printf '%y %m %s %p %l\\n' | sort\n"	\
+	"	find . -type f -print0 | sort -z | xargs -0 md5sum) | md5sum; }\n"	\
 	"fresh() { sync; echo 3 >/proc/sys/vm/drop_caches; }\n"
 
 static void git(void)
@@ -48,27 +51,23 @@ static void git(void)
 	run(TREE
 	    "export HOME=$PWD GIT_CONFIG_NOSYSTEM=1 TZ=UTC\n"
 	    "export GIT_AUTHOR_DATE='1700000000 +0000' GIT_COMMITTER_DATE='1700000000 +0000'\n"
-	    "git config --global user.name tester; git config --global user.email t@example.org\n"
-	    "git config --global init.defaultBranch main; git config --global gc.auto 0\n"
-	    "git init -q base; cd base\n"
-	    "perl -e 'srand(7); print join(\" \", map { int(rand(1e9)) } 1..8), \"\\n\" for 1..20000' >big\n"
-	    "for i in 1 2 3 4; do\n"
-	    "	mkdir -p dir$i; for j in 1 2 3 4 5; do seq $i 40 $((j * 9000)) >dir$i/file$j; done\n"
+	    "printf '[user]\\nname=t\\nemail=t@example.org\\n[init]\\ndefaultBranch=main\\n[gc]\\nauto=0\\n' >.gitconfig\n"
+	    "git init -q base; cd base; seq 1 7 200000 >big\n"
+	    "for i in 1 2; do\n"
+	    "	mkdir dir$i; for j in 1 2 3; do seq $i 40 $((j * 9000)) >dir$i/file$j; done\n"
 	    "	sed -i \"${i}00s/^/$i /\" big; git add .; git commit -qm \"change $i\"\n"
 	    "done\n"
-	    "git repack -adq; git fsck --full; cd ..\n"
-	    /* The first one cleans up; all read the same pack through mappings. */
+	    "git repack -adq; cd ..\n"
+	    /* Both read the same pack, through mappings. */
 	    "for c in a b; do cp -a --reflink=always base $c; done; fresh\n"
-	    "for c in a b; do cd $c; git status --porcelain; git log --format=%H --stat | md5sum\n"
-	    "	git fsck --full; git diff HEAD~2 | md5sum; cd ..; done\n"
-	    "cd a; git checkout -q -b side HEAD~2; sed -i '9000s/^/side /' big; git commit -qam side\n"
-	    "git rebase -q main; git rev-parse HEAD; git stash list; seq 9 >dir1/file1\n"
-	    "git stash -q; git status --porcelain; git stash pop -q; git status --porcelain\n"
-	    "git commit -qam more; git gc -q --prune=now; git fsck --full; git rev-parse HEAD; cd ..\n"
-	    "git clone -q base linked; cd linked; git repack -adq; git fsck --full; cd ..; fresh\n"
+	    "for c in a b; do cd $c; git status --porcelain; git fsck --full; git diff HEAD~ | md5sum; cd ..; done\n"
+	    "cd a; git checkout -q -b side HEAD~; sed -i '9000s/^/side /' big; git commit -qam side\n"
+	    "git rebase -q main; git rev-parse HEAD; seq 9 >dir1/file1; git stash -q; git status --porcelain\n"
+	    "git stash pop -q; git commit -qam more; git gc -q --prune=now; git fsck --full; cd ..\n"
+	    "git clone -q base linked; git -C linked repack -adq; fresh\n"
 	    "cd b; git pull -q ../a side; git rev-parse HEAD; git status --porcelain; cd ..\n"
-	    "for t in base/dir1 base/dir4 a/dir1 b/dir2 linked/dir3; do tree $t; done\n"
-	    "md5sum */big; git -C base fsck --full; git -C base status --porcelain\n");
+	    "git -C linked fsck --full; git -C base fsck --full; git -C base status --porcelain\n"
+	    "md5sum */big */dir1/file1\n");
 }
 
 TEST(git_in_clones_of_a_repository)
@@ -83,10 +82,10 @@ static void dpkg(void)
 	    "	rm -rf p; mkdir -p p/DEBIAN p/usr/bin p/usr/lib/probe p/etc\n"
 	    "	printf 'Package: probe\\nVersion: %s\\nArchitecture: all\\nMaintainer: T <t@example.org>\\nDescription: probe\\n' $1 >p/DEBIAN/control\n"
 	    "	echo /etc/probe.conf >p/DEBIAN/conffiles; echo default $1 >p/etc/probe.conf\n"
-	    "	for i in $(seq 30); do seq $i $2 $((i * 3000)) >p/usr/lib/probe/data$i; done\n"
+	    "	for i in $(seq 12); do seq $i $2 $((i * 7000)) >p/usr/lib/probe/data$i; done\n"
 	    "	ln -s data1 p/usr/lib/probe/link; ln p/usr/lib/probe/data2 p/usr/lib/probe/hard\n"
 	    "	printf '#!/bin/sh\\necho probe %s\\n' $1 >p/usr/bin/probe; chmod 4755 p/usr/bin/probe\n"
-	    "	[ $1 = 1 ] || rm p/usr/lib/probe/data30\n"
+	    "	[ $1 = 1 ] || rm p/usr/lib/probe/data12\n"
 	    "	dpkg-deb -Znone --root-owner-group -b p probe_$1.deb >/dev/null\n"
 	    "}\n"
 	    "package 1 7; package 2 8\n"
@@ -95,10 +94,10 @@ static void dpkg(void)
 	    "for c in one two; do cp -a --reflink=always root $c; done; fresh\n"
 	    "for c in one two; do dpkg --root=$PWD/$c --verify; tree $c/usr; done\n"
 	    "echo mine >>one/etc/probe.conf\n"
-	    "dpkg --root=$PWD/one --force-confold -i probe_2.deb >/dev/null; one/usr/bin/probe\n"
+	    "dpkg --root=$PWD/one --force-confold -i probe_2.deb >/dev/null 2>&1; one/usr/bin/probe\n"
 	    "dpkg --root=$PWD/one --verify; tree one/usr; tree one/etc; fresh\n"
 	    "dpkg --root=$PWD/root --verify; root/usr/bin/probe; tree root/usr; tree one/usr\n"
-	    "dpkg --root=$PWD/two -r probe >/dev/null; dpkg --root=$PWD/two -P probe >/dev/null; find two/usr two/etc | sort\n"
+	    "dpkg --root=$PWD/two -r probe >/dev/null; dpkg --root=$PWD/two -P probe >/dev/null; find two -name 'probe*' -o -name 'data*' | sort\n"
 	    "dpkg --root=$PWD/one -l probe | tail -n 1; tree root/usr; ls -l one/usr/bin | cut -c1-10\n");
 }
 
@@ -134,17 +133,17 @@ static void sqlite(void)
 	    "    print(total(db))\n"
 	    "elif what == 'move':\n"
 	    "    r = random.Random(int(sys.argv[4]))\n"
-	    "    for n in range(40):\n"
+	    "    for n in range(24):\n"
 	    "        a, b, m = r.randrange(3000), r.randrange(3000), r.randrange(50)\n"
 	    "        db.execute('begin immediate')\n"
 	    "        db.execute('update account set money = money - ? where id = ?', (m, a))\n"
-	    "        if n == 30 and sys.argv[5:] == ['die']:\n"
+	    "        if n == 18 and sys.argv[5:] == ['die']:\n"
 	    "            db.execute('pragma cache_size=4'); db.execute('update account set pad = pad')\n"
 	    "            os.kill(os.getpid(), signal.SIGKILL)\n"
 	    "        db.execute('update account set money = money + ? where id = ?', (m, b))\n"
 	    "        db.execute('commit')\n"
 	    "elif what == 'watch':\n"
-	    "    for n in range(15):\n"
+	    "    for n in range(8):\n"
 	    "        if total(db) != (300000, 3000):\n"
 	    "            print('inconsistent', total(db))\n"
 	    "elif what == 'check':\n"
@@ -161,9 +160,9 @@ static void sqlite(void)
 	    "	/usr/bin/python3 -I sql.py watch $mode.db $mode & \n"
 	    "	/usr/bin/python3 -I sql.py move $mode.db $mode 3 die || echo killed\n"
 	    "	wait\n"
-	    "	/usr/bin/python3 -I sql.py check $mode.db $mode; fresh; /usr/bin/python3 -I sql.py check $mode.db $mode\n"
+	    "	fresh; /usr/bin/python3 -I sql.py check $mode.db $mode\n"
 	    "	md5sum base.db\n"
-	    "done 2>&1 | grep -v Killed\n");
+	    "done 2>&1 | tee log | grep -v Killed; [ $(grep -c '(300000, 3000)' log) = 4 ]\n");
 }
 
 TEST(databases_that_are_clones)
@@ -178,15 +177,15 @@ static void archives(void)
 	    "mkdir -p d/e; seq 100000 >d/e/long; ln d/e/long d/hard; ln -s e/long d/soft; mkfifo d/fifo\n"
 	    "truncate -s 9M d/sparse; echo end >>d/sparse; setfattr -n user.note -v yes f1; setfacl -m u:7:r f2; cd ..\n"
 	    "for c in one two; do cp -a --reflink=always base $c; done; fresh\n"
-	    "tar -C one --sort=name --acls --xattrs -S -cf one.tar .; tar -tvf one.tar | sed 's/ [0-9-]* [0-9:]* / /' | md5sum\n"
+	    "tar -C one --sort=name --acls --xattrs -S -cf one.tar .; tar -tf one.tar | md5sum\n"
 	    "mkdir out; tar -C out --acls --xattrs -xf one.tar; tree out; diff -r --no-dereference -x fifo base out\n"
 	    "getfattr -n user.note --only-values out/f1; echo; getfacl -c out/f2; stat -c %h out/d/hard\n"
-	    "seq 5 >two/f3; sed -i 's/^77$/xx/' two/d/e/long; rm two/f4; touch -d @1000 two/f5\n"
-	    "rsync -aHAX --sparse --delete --itemize-changes two/ out/\n"
+	    "seq 5 >two/f3; touch -d @3000 two/f3; sed -i 's/^77$/xx/' two/d/e/long; touch -d @2000 two/d/e/long; rm two/f4; touch -d @1000 two/f5\n"
+	    "rsync -aOHAX --sparse --delete --itemize-changes two/ out/\n"
 	    "tree out; diff -r --no-dereference -x fifo two out; fresh\n"
-	    "rsync -aHAX --inplace --no-whole-file --checksum --delete --itemize-changes base/ two/\n"
+	    "rsync -aOHAX --inplace --no-whole-file --checksum --delete --itemize-changes base/ two/\n"
 	    "tree two; tree base; tree one; diff -r --no-dereference -x fifo base two\n"
-	    "gzip -9nk base/d/e/long; xz -k base/f20; cmp <(zcat base/d/e/long.gz) one/d/e/long; cmp <(xzcat base/f20.xz) one/f20\n"
+	    "gzip -nc base/d/e/long >long.gz; xz -k base/f20; zcat long.gz | cmp - one/d/e/long; xzcat base/f20.xz | cmp - one/f20\n"
 	    "find one -name 'f*' -print0 | sort -z | cpio -0 --quiet -o -H newc --reproducible | cpio --quiet -t | md5sum\n");
 }
 
@@ -202,7 +201,7 @@ static void build(void)
 	    "for i in 1 2 3; do echo \"int f$i(int x) { return x * $i + $i; }\" >f$i.c; done\n"
 	    "echo 'int f1(int), f2(int), f3(int); int printf(const char *, ...);' >f.h\n"
 	    "printf '#include \"f.h\"\\nint main(void) { printf(\"%%d\\\\n\", f1(f2(f3(4)))); return 0; }\\n' >main.c\n"
-	    "printf 'main: main.o libf.so\\n\\tgcc -o $@ main.o -L. -lf -Wl,-rpath,. -Wl,--build-id=none\\nlibf.so: f1.o f2.o libs.a\\n\\tgcc -shared -o $@ f1.o f2.o -Wl,--whole-archive libs.a -Wl,--build-id=none\\n"
+	    "printf 'main: main.o libf.so\\n\\tgcc -o $@ main.o -L. -lf -Wl,-rpath,. -Wl,--build-id=none\\nlibf.so: f1.o f2.o libs.a\\n\\tgcc -shared -o $@ f1.o f2.o -Wl,--whole-archive libs.a -Wl,--no-whole-archive -Wl,--build-id=none\\n"
 	    "libs.a: f3.o\\n\\tar Drc $@ f3.o\\n%%.o: %%.c f.h\\n\\tgcc -O1 -fPIC -c -o $@ $<\\n' >Makefile\n"
 	    "make -s; ./main; cd ..; cp -a --reflink=always base clone; fresh\n"
 	    "cd clone; make -q && echo made; ./main; sed -i 's/x \\* 3/x * 5/' f3.c; make | wc -l; ./main\n"
