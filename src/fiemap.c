@@ -96,8 +96,14 @@ void dedupfs_fiemap_exit(void)
 {
 	if (!observer_registered)
 		return;
-	unregister_ftrace_function(&observer);
-	ftrace_free_filter(&observer);
+	if (!unregister_ftrace_function(&observer)) {
+		ftrace_free_filter(&observer);
+		return;
+	}
+	/* The kernel has switched ftrace off for good, with the calls to us in place. */
+	pr_emerg("ftrace has failed, and still calls this module: it cannot be unloaded before a reboot\n");
+	for (;;)
+		schedule_timeout_idle(MAX_SCHEDULE_TIMEOUT);
 }
 
 #else /* !CONFIG_DYNAMIC_FTRACE_WITH_REGS */

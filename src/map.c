@@ -277,6 +277,8 @@ void dedupfs_map_leave(struct dedupfs_inode *di)
 }
 
 #define REAP_BATCH	32
+/* Others wait for pool->sem meanwhile: maps of so many extents in all, or one. */
+#define REAP_EXTENTS	4096
 
 /*
  * Was the file's btrfs subvolume deleted?  Its link count does not say so, and
@@ -307,11 +309,11 @@ static bool reap_some(struct dedupfs_pool *pool, bool all, bool ask_now, unsigne
 		      bool *left)
 {
 	struct dedupfs_map *dead[REAP_BATCH], *ask[REAP_BATCH], *map;
-	unsigned int n = 0, asked = 0, looked = 0, i;
+	unsigned int n = 0, asked = 0, looked = 0, extents = 0, i;
 
 	down_write(&pool->sem);
-	for (; *todo && n < REAP_BATCH && asked < REAP_BATCH && looked++ < 16 * REAP_BATCH;
-	     --*todo) {
+	for (; *todo && n < REAP_BATCH && asked < REAP_BATCH && looked++ < 16 * REAP_BATCH &&
+	     extents < REAP_EXTENTS; --*todo) {
 		map = list_first_entry_or_null(&pool->map_list, struct dedupfs_map, list);
 		if (!map) {
 			*todo = 0;
@@ -320,6 +322,7 @@ static bool reap_some(struct dedupfs_pool *pool, bool all, bool ask_now, unsigne
 		list_move_tail(&map->list, &pool->map_list);
 		if (map->users)
 			continue;
+		extents += map->nr_extents;
 		if (!all && map->lower->i_nlink && !map->gone && dedupfs_map_valid(map) &&
 		    map_has_pages(map)) {
 			*left = true;

@@ -38,6 +38,9 @@ static ssize_t pool_attr_show(struct kobject *kobj, struct attribute *attr, char
 	struct dedupfs_pool *pool = container_of(kobj, struct dedupfs_pool, kobj);
 	struct pool_attr *a = container_of(attr, struct pool_attr, attr);
 
+	/* The root of a container has the same uid, and is not to see what others do. */
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
 	return sysfs_emit(buf, "%llu\n", a->value ? a->value(pool) : sum(pool, a->stat));
 }
 

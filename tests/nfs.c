@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * timeout: 200
+ * timeout: 400
  *
  * The mount exported by the kernel's NFS server and used by its client, as the
  * lower filesystem is: both must give the same.  No program is needed for it:

@@ -5,6 +5,7 @@
  * was saved is what the filesystem below takes more for the same reads.
  */
 #include "common.h"
+#include <linux/capability.h>
 
 #define OWN_DOMAIN	"statistics"
 #include "own_pool.h"
@@ -190,6 +191,31 @@ TEST_F(own_pool, are_for_root_to_read)
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_EQ(0, WEXITSTATUS(status));
+}
+
+/* The root of a container that has no user namespace owns the files. */
+TEST_F(own_pool, are_not_for_the_root_of_a_container)
+{
+	struct __user_cap_header_struct hdr = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct none[2] = {};
+	unsigned int i;
+	char text[64];
+	int status;
+	pid_t pid;
+
+	EXPECT_LE(0, own("pages"));
+	pid = fork();
+	if (!pid) {
+		if (syscall(SYS_capset, &hdr, none))
+			_exit(100);
+		for (i = 0; i < ARRAY_SIZE(all); i++)
+			if (read_text(path_of("%s:%s/%s", getenv("DEDUPFS_POOL"), OWN_DOMAIN,
+					      all[i]), text, sizeof(text)) >= 0 || errno != EPERM)
+				_exit(i + 1);
+		_exit(0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
 }
 
 /* A domain's reads are counted in its pool, and in no other. */
