@@ -3,7 +3,7 @@
  * Programs that people run, on files that share their blocks: what they print,
  * and the files that they leave, are as on the filesystem below.
  *
- * timeout: 240
+ * timeout: 600
  */
 #include "common.h"
 
