@@ -839,6 +839,24 @@ static void say(const char *fmt, ...)
 	transcript->text[transcript->len] = 0;
 }
 
+/* Run a command; say what it printed and how it ended. */
+__maybe_unused static int say_output(const char *cmd)
+{
+	char line[4096];
+	int status;
+	FILE *f;
+
+	say("%s", cmd);
+	f = popen(cmd, "r");
+	if (!f)
+		die("%s", cmd);
+	while (fgets(line, sizeof(line), f))
+		say("%s", line);
+	status = pclose(f);
+	say("status %d", status);
+	return status;
+}
+
 static inline const char *errname(void)
 {
 	return strerrorname_np(errno) ?: "?";

@@ -30,21 +30,13 @@ static void make_root(void)
 
 static int run(const char *fmt, ...)
 {
-	char cmd[1024], text[4096] = "";
-	size_t n = 0, m;
+	char cmd[1024];
 	va_list ap;
-	int status;
-	FILE *f;
 
 	va_start(ap, fmt);
 	vsnprintf(cmd, sizeof(cmd), fmt, ap);
 	va_end(ap);
-	f = popen(cmd, "r");
-	while ((m = fread(text + n, 1, sizeof(text) - 1 - n, f)) > 0)
-		n += m;
-	status = pclose(f);
-	say("%s: status %d, said '%s'", cmd, status, text);
-	return status;
+	return say_output(cmd);
 }
 
 #define LDSO	"lib/ld-linux-x86-64.so.2 --library-path "

@@ -146,39 +146,26 @@ TEST(of_an_unprivileged_user)
 
 /* --- ACLs, by the tools that people use -------------------------------------- */
 
-static void sh(const char *cmd)
-{
-	char text[4096] = "";
-	size_t n = 0, m;
-	int status;
-	FILE *f = popen(cmd, "r");
-
-	while ((m = fread(text + n, 1, sizeof(text) - 1 - n, f)) > 0)
-		n += m;
-	status = pclose(f);
-	say("%s: %d\n%s", cmd, status, text);
-}
-
 static void acls(void)
 {
 	mkdir("d", 0775);
 	make_pooled("a", 5000, 1);
 	chmod(".", 0755);
-	sh("setfacl -m u:1000:rw,g:100:r,m::rw a; getfacl -cn a; stat -c %a a");
-	sh("chmod 600 a; getfacl -cn a; stat -c %a a");
-	sh("chmod 660 a; getfacl -cn a");
-	sh("setfacl -d -m u:1000:rwx,g::rx,o::--- d; getfacl -cn d");
-	sh("umask 077; touch d/f; mkdir d/sub; getfacl -cn d/f d/sub; stat -c '%a %n' d/f d/sub");
-	sh("umask 000; touch d/g; getfacl -cn d/g; stat -c %a d/g");
-	sh("setfacl -d -m u:1000:rw a 2>/dev/null");
-	sh("setfacl -x u:1000 a; getfacl -cn a");
-	sh("setfacl -b a; getfacl -cn a; stat -c %a a");
-	sh("setfacl -k d; getfacl -cn d");
-	sh("ln -s a s; setfacl -m u:7:r s; getfacl -cn a");
-	sh("cp -p a b; getfacl -cn b");
-	sh("setfacl -m u:65534:r d/f; chmod 711 d; chmod 600 d/g");
+	say_output("setfacl -m u:1000:rw,g:100:r,m::rw a; getfacl -cn a; stat -c %a a");
+	say_output("chmod 600 a; getfacl -cn a; stat -c %a a");
+	say_output("chmod 660 a; getfacl -cn a");
+	say_output("setfacl -d -m u:1000:rwx,g::rx,o::--- d; getfacl -cn d");
+	say_output("umask 077; touch d/f; mkdir d/sub; getfacl -cn d/f d/sub; stat -c '%a %n' d/f d/sub");
+	say_output("umask 000; touch d/g; getfacl -cn d/g; stat -c %a d/g");
+	say_output("setfacl -d -m u:1000:rw a 2>/dev/null");
+	say_output("setfacl -x u:1000 a; getfacl -cn a");
+	say_output("setfacl -b a; getfacl -cn a; stat -c %a a");
+	say_output("setfacl -k d; getfacl -cn d");
+	say_output("ln -s a s; setfacl -m u:7:r s; getfacl -cn a");
+	say_output("cp -p a b; getfacl -cn b");
+	say_output("setfacl -m u:65534:r d/f; chmod 711 d; chmod 600 d/g");
 	drop_caches("3");
-	sh("getfacl -cn a d d/f d/sub b");
+	say_output("getfacl -cn a d d/f d/sub b");
 	if (!fork()) {
 		if (setresgid(65533, 65533, 65533) || setresuid(65534, 65534, 65534))
 			_exit(1);
